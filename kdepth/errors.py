@@ -1,0 +1,164 @@
+"""Every error that kdepth raises on purpose.
+
+    KdepthError
+    ├── SourceError                 a URL list or annotation file that can't be read
+    ├── DownloadError               (url, reason, http_status)
+    │   ├── HttpStatusError         the server answered with an error status
+    │   ├── HostUnreachableError    the name does not resolve, or nobody answers there
+    │   ├── RefusedAddressError     a scheme, host or redirect that is not allowed
+    │   ├── DownloadTimeoutError    too slow
+    │   ├── DownloadTooLargeError   more bytes than allowed
+    │   ├── IncompleteDownloadError the transfer broke and did not come back
+    │   ├── NotAVideoError          the bytes are something else (an HTML page named .mp4)
+    │   ├── ArchiveError            a damaged archive, or a member that can't be taken
+    │   └── VideoUnavailableError   a video site refuses: private, removed, region, rate
+    ├── TranscodeError              (path, returncode, stderr_tail)
+    │   ├── NoVideoStreamError      audio or data only
+    │   ├── UnsupportedMediaError   a container or codec that FFmpeg (or our list) does not take
+    │   ├── DamagedMediaError       truncated or broken: no picture can be decoded
+    │   ├── RefusedReferenceError   it points at other files or addresses (playlists, external tracks)
+    │   ├── MediaTooLargeError      more pixels than allowed
+    │   ├── MediaTooLongError       longer than allowed
+    │   ├── TranscodeTimeoutError   wall-clock or CPU limit
+    │   └── TranscodeMemoryError    memory limit
+    ├── DepthError                  a model that can't be loaded or used, a clip it can't be used on
+    └── DatasetError                a dataset, clip or frame that is not there or not whole
+
+A caller's mistake is a ``ValueError`` or ``TypeError``. All of these survive pickling, because they cross Ray: each
+passes its fields to ``super().__init__`` and formats them in ``__str__``.
+"""
+
+from __future__ import annotations
+
+
+class KdepthError(Exception):
+    """Base of all errors that kdepth raises on purpose."""
+
+
+class SourceError(KdepthError):
+    """A URL list or annotation file can't be read; the message names file and line."""
+
+
+class DownloadError(KdepthError):
+    """A URL could not be fetched.
+
+    Args:
+        url: The URL, without credentials.
+        reason: What went wrong, and what to do where there is something to do.
+        http_status: Status of the last answer; None if there was none.
+    """
+
+    def __init__(self, url: str, reason: str, http_status: int | None = None) -> None:
+        super().__init__(url, reason, http_status)
+        self.url = url
+        self.reason = reason
+        self.http_status = http_status
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.url})"
+
+
+class HttpStatusError(DownloadError):
+    """The server answered with an error status."""
+
+
+class HostUnreachableError(DownloadError):
+    """The host name does not resolve, or nobody answers at its address."""
+
+
+class RefusedAddressError(DownloadError):
+    """A scheme, a host or a redirect target that kdepth does not connect to."""
+
+
+class DownloadTimeoutError(DownloadError):
+    """The transfer took longer than allowed."""
+
+
+class DownloadTooLargeError(DownloadError):
+    """The answer has more bytes than allowed."""
+
+
+class IncompleteDownloadError(DownloadError):
+    """The transfer broke, and could not be continued."""
+
+
+class NotAVideoError(DownloadError):
+    """The bytes are not a video."""
+
+
+class ArchiveError(DownloadError):
+    """An archive is damaged, or one of its members can't be taken.
+
+    Args:
+        url, reason, http_status: As for `DownloadError`.
+        member: Name inside the archive; None if it is about the archive as a whole.
+    """
+
+    def __init__(self, url: str, reason: str, http_status: int | None = None, member: str | None = None) -> None:
+        super().__init__(url, reason, http_status)
+        self.args = (url, reason, http_status, member)
+        self.member = member
+
+
+class VideoUnavailableError(DownloadError):
+    """A video site refuses the video (private, removed, region, rate limit)."""
+
+
+class TranscodeError(KdepthError):
+    """FFmpeg could not make a clip of a file.
+
+    Args:
+        path: The source file.
+        returncode: Exit status of FFmpeg; negative for a signal; None if it was not started.
+        stderr_tail: The last lines that FFmpeg printed, or what was wrong before it was started.
+    """
+
+    def __init__(self, path: str, returncode: int | None, stderr_tail: str) -> None:
+        super().__init__(path, returncode, stderr_tail)
+        self.path = path
+        self.returncode = returncode
+        self.stderr_tail = stderr_tail
+
+    def __str__(self) -> str:
+        status = "" if self.returncode is None else f" (FFmpeg exit status {self.returncode})"
+        return f"{self.path}: {self.stderr_tail}{status}"
+
+
+class NoVideoStreamError(TranscodeError):
+    """The file has no video stream."""
+
+
+class UnsupportedMediaError(TranscodeError):
+    """A container or codec that is not taken."""
+
+
+class DamagedMediaError(TranscodeError):
+    """The file is truncated or broken: not one picture of it can be decoded."""
+
+
+class RefusedReferenceError(TranscodeError):
+    """The file points at other files or addresses, which are never opened."""
+
+
+class MediaTooLargeError(TranscodeError):
+    """The pictures have more pixels than allowed."""
+
+
+class MediaTooLongError(TranscodeError):
+    """The clip is longer than allowed."""
+
+
+class TranscodeTimeoutError(TranscodeError):
+    """FFmpeg was stopped at its time limit."""
+
+
+class TranscodeMemoryError(TranscodeError):
+    """FFmpeg was stopped at its memory limit."""
+
+
+class DepthError(KdepthError):
+    """A model can't be loaded, or can't give what was asked of it."""
+
+
+class DatasetError(KdepthError):
+    """A dataset, clip or frame is not there, or is not whole."""

@@ -1,0 +1,154 @@
+"""What is left to do: sources and the dataset as it is -> the rows that a run starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from kdepth.addresses import public_url
+from kdepth.archives import read_index
+from kdepth.dataset import read_rows
+from kdepth.depth import frame_selector
+from kdepth.models import model_identity
+from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, SOURCE_SCHEMA, clip_id_for
+
+# Statuses that stay: asking again gives the same answer.
+_PERMANENT_STATUSES = (401, 403, 404, 410, 451)
+
+# What `pending` gives and `download` takes: a clip's row with what is known already, and how to get the rest.
+PLAN_SCHEMA = pa.schema(
+    [
+        *CLIP_SCHEMA,
+        ("url", pa.string()),  # with credentials if there are any, which `source_url` has not
+        ("kind", pa.string()),
+        ("max_clips", pa.int32()),
+        ("skip_members", pa.list_(pa.string())),
+    ]
+)
+# Of a clip's row: what each stage fills in.
+DOWNLOAD_COLUMNS = ("raw_path", "raw_bytes", "raw_sha256", "http_status", "download_attempts")
+VIDEO_COLUMNS = ("width", "height", "average_fps", "num_frames", "duration_seconds", "has_audio")
+TRANSCODE_COLUMNS = ("video_path", "video_bytes", *VIDEO_COLUMNS)
+
+
+def plan_all(sources: pa.Table) -> pa.Table:
+    """Sources as a plan, with nothing known of any clip yet."""
+    return pa.Table.from_pylist([_planned(source) for source in sources.to_pylist()], schema=PLAN_SCHEMA)
+
+
+def pending(
+    sources: pa.Table,
+    root: str | Path,
+    *,
+    height: int = 360,
+    model: str = "small",
+    frames: str = "all",
+    retry_failed: bool = False,
+) -> pa.Table:
+    """What is left to do of what was asked for: the first step of a run that may have been here before.
+
+    Clips that are committed as asked for are dropped. Another `height` redoes transcode and depth of a clip, another
+    `model` or `frames` the depth alone; a file whose size is not what its row says is made again.
+
+    Args:
+        sources: From `read_sources`.
+        root: Folder of the dataset.
+        height, model, frames: As they will be given to `transcode` and `estimate_depth`.
+        retry_failed: Take up failed clips too, but for those whose server said that it will not change (HTTP 401, 403,
+            404, 410, 451).
+
+    Returns:
+        Rows for `download`, in the order of `sources`: the columns of a clip with what is known already, and ``kind``,
+        ``max_clips``, ``skip_members``.
+
+    Raises:
+        ValueError: `frames` is not one of the allowed values.
+        DepthError: The model can't be had.
+    """
+    frame_selector(frames, 1)
+    root = Path(root)
+    identity = model_identity(model)
+    columns = [name for name in COLUMNS if name not in ("frames", "depth_thumbnail")]
+    known = {row["clip_id"]: row for row in read_rows(root, columns).to_pylist()}
+
+    def is_whole(row: Mapping[str, Any], path_column: str, bytes_column: str) -> bool:
+        path = row[path_column] and root / row[path_column]
+        return bool(path) and path.is_file() and path.stat().st_size == row[bytes_column]
+
+    def is_done(row: Mapping[str, Any]) -> bool:
+        if row["status"] == FAILED:
+            if row["failed_stage"] == "depth" and (row["depth_model"], row["depth_frames"]) != (identity, frames):
+                return False
+            return not retry_failed or row["http_status"] in _PERMANENT_STATUSES
+        return (
+            (row["depth_model"], row["depth_frames"]) == (identity, frames)
+            and min(row["width"], row["height"]) == height
+            and is_whole(row, "video_path", "video_bytes")
+            and is_whole(row, "depth_path", "depth_bytes")
+        )
+
+    def resumed(row: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a committed row can be used again."""
+        keep = ["clip_id", "source_url", "archive_member"]
+        if is_whole(row, "raw_path", "raw_bytes"):
+            keep += DOWNLOAD_COLUMNS
+        if is_whole(row, "video_path", "video_bytes") and min(row["width"], row["height"]) == height:
+            keep += DOWNLOAD_COLUMNS + TRANSCODE_COLUMNS
+        return {name: row[name] for name in keep}
+
+    by_archive: dict[str, list[dict[str, Any]]] = {}
+    for row in known.values():
+        if row["archive_member"] is not None:
+            by_archive.setdefault(row["source_url"], []).append(row)
+
+    plan: list[dict[str, Any]] = []
+    for source in sources.to_pylist():
+        fields = _planned(source)
+        if source["kind"] == "archive":
+            plan += _plan_archive(fields, by_archive.get(fields["source_url"], []), known, root, is_done, resumed)
+        elif source["kind"] == "annotation" or (row := known.get(source["clip_id"])) is None:
+            plan.append(fields)
+        elif not is_done(row):
+            plan.append(resumed(row) | fields)
+    if not any(row["kind"] == "archive" for row in plan):  # nothing left to look the annotations up for
+        plan = [row for row in plan if row["kind"] != "annotation"]
+    return pa.Table.from_pylist(plan, schema=PLAN_SCHEMA)
+
+
+def _planned(source: Mapping[str, Any]) -> dict[str, Any]:
+    """A source as a row of the plan, with nothing known of its clip yet."""
+    row = {**source, "source_url": source["url"] and public_url(source["url"])}
+    if source["kind"] == "archive":
+        row["clip_id"] = clip_id_for(row["source_url"])
+    return row
+
+
+def _plan_archive(
+    archive: dict[str, Any],
+    members: list[dict[str, Any]],
+    known: Mapping[str, Mapping[str, Any]],
+    root: Path,
+    is_done: Callable[[Mapping[str, Any]], bool],
+    resumed: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """What is left of an archive: its members that need no reading of it, and itself if there is more in it."""
+    earlier = known.get(archive["clip_id"])
+    if earlier is not None and is_done(earlier):
+        return []
+    plan, skip = [], []
+    for row in members:
+        if is_done(row):
+            skip.append(row["archive_member"])
+        elif (state := resumed(row)).get("raw_path") or state.get("video_path"):
+            skip.append(row["archive_member"])
+            kinetics = {name: row[name] for name in SOURCE_SCHEMA.names if name in COLUMNS}
+            plan.append(kinetics | state | {"kind": "video"})
+    index = read_index(archive["url"], root)
+    limit = archive["max_clips"]
+    if (index is not None and not set(index) - set(skip)) or (limit is not None and len(skip) >= limit):
+        return plan
+    rest = {"max_clips": limit and limit - len(skip), "skip_members": skip, "status": earlier and earlier["status"]}
+    return [*plan, archive | rest]

@@ -1,0 +1,177 @@
+"""Running the pipeline: Ray's start, and the driver's loop that commits rows and reports."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray._private import ray_constants
+from tqdm import tqdm
+
+from kdepth.dataset import ClipWriter
+from kdepth.schema import FAILED, OK, SUPERSEDED
+
+
+def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool = False) -> None:
+    """Start Ray on this machine, or join a cluster; does nothing if it runs already.
+
+    Args:
+        address: Of a running cluster (``"auto"``, ``"ray://host:10001"``); empty: this machine alone.
+        num_cpus: CPUs of this machine to use; default: all.
+        verbose: Let Ray report what it does.
+    """
+    if not ray.is_initialized():
+        # Started under `uv run`, Ray would pack the project and start each worker in an environment of its own, which
+        # never comes up. It looked at the variable when it was imported, maybe before kdepth was.
+        os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+        options: dict[str, Any] = {
+            "log_to_driver": verbose,
+            "logging_level": logging.INFO if verbose else logging.ERROR,
+        }
+        options |= {"address": address} if address else {"num_cpus": num_cpus, "include_dashboard": False}
+        with contextlib.nullcontext() if verbose else _quiet_start():
+            ray.init(**options)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = verbose
+    context.print_on_execution_start = verbose
+    # A finished clip leaves its stage at once, instead of waiting for a block of 128 MB to fill.
+    context.target_max_block_size = 1
+    logging.getLogger("ray.data").setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Keep the notes that Ray's core writes while it starts off the screen, unless it fails."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with tempfile.TemporaryFile() as notes, warnings.catch_warnings():
+        # Lance warns at any fork; Ray's are followed by an exec.
+        warnings.filterwarnings("ignore", message="lance is not fork-safe")
+        stderr = os.dup(2)
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            notes.seek(0)
+            os.write(stderr, notes.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What a run did.
+
+    Attributes:
+        run_id: In the rows that it committed.
+        num_ok, num_failed: Clips committed by it.
+        num_depth_frames: Depth frames written.
+        seconds: Wall time from the first stage's start to the last commit.
+        version: Of the Lance dataset afterwards.
+        failures: How many failed by ``(stage, error class)``.
+        annotated_without_clip: Annotated clips that no source held; None if there were no archives to look in.
+        clips_without_annotation: Clips of archives that no annotation names; None without annotations.
+    """
+
+    run_id: str
+    num_ok: int = 0
+    num_failed: int = 0
+    num_depth_frames: int = 0
+    seconds: float = 0.0
+    version: int = 0
+    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    annotated_without_clip: int | None = None
+    clips_without_annotation: int | None = None
+
+    def __str__(self) -> str:
+        if not self.num_ok + self.num_failed:
+            return "Nothing to do: every clip is in the dataset as asked for."
+        rate = self.num_depth_frames / max(self.seconds, 1e-9)
+        lines = [
+            f"{self.num_ok} clips ok, {self.num_failed} failed, {self.num_depth_frames} depth frames "
+            f"in {self.seconds:.0f} s ({rate:.1f} frames/s); dataset version {self.version}"
+        ]
+        lines += [f"  {count} x {stage}: {error}" for (stage, error), count in self.failures.most_common()]
+        if self.annotated_without_clip is not None:
+            lines.append(f"  annotated, but in no archive: {self.annotated_without_clip}")
+        if self.clips_without_annotation is not None:
+            lines.append(f"  in an archive, but not annotated: {self.clips_without_annotation}")
+        return "\n".join(lines)
+
+
+def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table | None = None) -> RunReport:
+    """Run the pipeline, and commit each clip's row as it finishes, with one line of progress.
+
+    Args:
+        clips: From the last verb.
+        root: Folder of the dataset.
+        sources: What `download` was given: lets the progress line know the total, and the report what is missing.
+
+    Returns:
+        What was done. Rows that were committed stay, whatever stops the run.
+
+    Raises:
+        DatasetError: The dataset does not hold what the stages emitted.
+    """
+    started = time.perf_counter()
+    report = RunReport(run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}")
+    writer = ClipWriter(root, report.run_id)
+    kinds = Counter(sources["kind"].to_pylist()) if sources is not None else Counter[str]()
+    annotated: set[str] = set()
+    if kinds["annotation"] and sources is not None:
+        annotated = {row["clip_id"] for row in sources.to_pylist() if row["kind"] == "annotation"}
+    num_annotated, found, unannotated = len(annotated), 0, 0
+    if sources is None or sources.num_rows:
+        # How many clips an archive holds is known once it was read; until then the annotations are the best guess.
+        unknown = sources is None or (kinds["archive"] and not kinds["annotation"])
+        total = None if unknown else kinds.total() - kinds["archive"]
+        with tqdm(total=total, desc="clips", unit="clip", file=sys.stdout, mininterval=1.0, ncols=110) as bar:
+            try:
+                for row in _stream_rows(clips):
+                    if row["status"] == SUPERSEDED:
+                        writer.discard(row["clip_id"])
+                        continue
+                    row["status"] = row["status"] or OK  # a pipeline may end before the depth stage
+                    if not writer.add(row):
+                        continue
+                    report.num_ok += row["status"] == OK
+                    report.num_failed += row["status"] == FAILED
+                    report.num_depth_frames += (row["num_depth_frames"] or 0) if row["status"] == OK else 0
+                    if row["status"] == FAILED:
+                        report.failures[row["failed_stage"], row["error_type"]] += 1
+                    if row["archive_member"] is not None:
+                        found += row["clip_id"] in annotated
+                        unannotated += row["clip_id"] not in annotated
+                    rate = report.num_depth_frames / (time.perf_counter() - started)
+                    bar.set_postfix_str(f"{report.num_failed} failed, {rate:.1f} frames/s", refresh=False)
+                    bar.update()
+            finally:
+                writer.commit()
+    report.version = writer.finish()
+    if num_annotated:
+        report.annotated_without_clip = num_annotated - found
+        report.clips_without_annotation = unannotated
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _stream_rows(clips: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    for block in clips.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from block.to_pylist()

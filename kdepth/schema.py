@@ -1,0 +1,163 @@
+"""What one row of ``clips.lance`` holds, and how a clip gets its name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+
+OK = "ok"
+FAILED = "failed"
+# Marks, on its way to the dataset, a failed row of an earlier run that is no longer true.
+SUPERSEDED = "superseded"
+
+THUMBNAIL_WIDTH = 16
+THUMBNAIL_HEIGHT = 9
+
+VIDEO_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("3g2", "3gp", "asf", "avi", "f4v", "flv", "gif", "m1v", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg"),
+        *("mts", "mxf", "ogg", "ogv", "rm", "swf", "ts", "vob", "webm", "wmv"),
+    )
+)
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
+
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+FRAME_STRUCT = pa.struct(
+    [
+        ("index", pa.int32()),  # of the frame in the 360p file, from 0
+        ("time_seconds", pa.float64()),  # presentation time in the 360p file
+        ("focal_length_px", pa.float32()),  # at the 360p file's size; null for relative models
+        ("min", pa.float32()),  # of the inverse depth: 1/m for metric models
+        ("p05", pa.float32()),
+        ("median", pa.float32()),
+        ("p95", pa.float32()),
+        ("max", pa.float32()),
+    ]
+)
+
+# Column -> (type, meaning). The README's table is this dictionary; a test holds the two together.
+COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "clip_id": (pa.string(), "unique: `{youtube_id}_{start:06d}_{end:06d}`, else file stem + `_` + 10 hex digits"),
+    "source_url": (pa.string(), "where it came from, without credentials"),
+    "archive_member": (pa.string(), "name inside the archive, null for a direct URL"),
+    "youtube_id": (pa.string(), "11 characters, null if unknown"),
+    "time_start_seconds": (pa.float64(), "start within the YouTube video"),
+    "time_end_seconds": (pa.float64(), "end within the YouTube video"),
+    "label": (pa.string(), "action class from the annotations"),
+    "split": (pa.string(), "`train`, `validate`, `test` as the annotations say"),
+    "status": (pa.string(), "`ok` or `failed`"),
+    "failed_stage": (pa.string(), "`download`, `transcode` or `depth`; null when ok"),
+    "error_type": (pa.string(), "class name of the error; null when ok"),
+    "error_message": (pa.string(), "its message; null when ok"),
+    "raw_path": (pa.string(), "downloaded file, relative to the root; null if it was not kept"),
+    "raw_bytes": (pa.int64(), "its size"),
+    "raw_sha256": (pa.string(), "its SHA-256, hex"),
+    "http_status": (pa.int32(), "status of the last answer"),
+    "download_attempts": (pa.int32(), "requests made for it"),
+    "video_path": (pa.string(), "the 360p file, relative to the root"),
+    "video_bytes": (pa.int64(), "its size"),
+    "width": (pa.int32(), "px"),
+    "height": (pa.int32(), "px"),
+    "average_fps": (pa.float64(), "frames per second"),
+    "num_frames": (pa.int32(), "frames in the 360p file"),
+    "duration_seconds": (pa.float64(), "of the 360p file"),
+    "has_audio": (pa.bool_(), "whether it carries AAC audio"),
+    "depth_path": (pa.string(), "the depth file, relative to the root"),
+    "depth_bytes": (pa.int64(), "its size"),
+    "depth_model": (pa.string(), "`name@revision` of the checkpoint"),
+    "depth_kind": (pa.string(), "`metric` (1/m) or `relative`"),
+    "depth_frames": (pa.string(), "which frames were asked for: `all`, `middle`, `first` or frames per second"),
+    "num_depth_frames": (pa.int32(), "frames in the depth file"),
+    "frames": (
+        pa.list_(FRAME_STRUCT),
+        "per depth frame: `index`, `time_seconds`, `focal_length_px`, inverse depth `min p05 median p95 max`",
+    ),
+    "depth_thumbnail": (
+        pa.list_(pa.float32(), THUMBNAIL_WIDTH * THUMBNAIL_HEIGHT),
+        "16 x 9 mean inverse depth, row by row, for similarity search",
+    ),
+    "flicker": (pa.float32(), "mean jump of the depth's scale between neighbouring frames (log ratio)"),
+    "download_seconds": (pa.float64(), "time the stage took"),
+    "transcode_seconds": (pa.float64(), "time the stage took"),
+    "depth_seconds": (pa.float64(), "time the stage took"),
+    "download_started_at": (_TIMESTAMP, "when the stage began"),
+    "transcode_started_at": (_TIMESTAMP, "when the stage began"),
+    "depth_started_at": (_TIMESTAMP, "when the stage began"),
+    "node": (pa.string(), "host that made the depth"),
+    "run_id": (pa.string(), "the run that committed the row"),
+    "committed_at": (_TIMESTAMP, "when it did"),
+}
+
+CLIP_SCHEMA = pa.schema([pa.field(name, dtype, nullable=name != "clip_id") for name, (dtype, _) in COLUMNS.items()])
+
+# What `read_sources` gives: one row a video URL ("video"), an archive ("archive"), or an annotated clip that has no URL
+# of its own ("annotation": a member of one of the archives, or a YouTube video).
+SOURCE_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("url", pa.string()),
+        ("kind", pa.string()),
+        ("youtube_id", pa.string()),
+        ("time_start_seconds", pa.float64()),
+        ("time_end_seconds", pa.float64()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("max_clips", pa.int32()),  # of an archive: take so many members; null: all
+    ]
+)
+
+_KINETICS_NAME = re.compile(r"(?P<youtube_id>[A-Za-z0-9_-]{11})_(?P<start>\d{6})_(?P<end>\d{6})")
+
+
+def kinetics_clip_id(youtube_id: str, time_start_seconds: float, time_end_seconds: float) -> str:
+    """Name of a Kinetics clip as the CVDF archives spell it.
+
+    Args:
+        youtube_id: 11 characters.
+        time_start_seconds: Start within the video, in whole seconds (fractions are cut off).
+        time_end_seconds: End within the video.
+
+    Returns:
+        ``{youtube_id}_{start:06d}_{end:06d}``.
+    """
+    return f"{youtube_id}_{int(time_start_seconds):06d}_{int(time_end_seconds):06d}"
+
+
+def parse_kinetics_name(stem: str) -> tuple[str, float, float] | None:
+    """``(youtube_id, time_start_seconds, time_end_seconds)`` of a file stem, or None if it is not in that form."""
+    match = _KINETICS_NAME.fullmatch(stem)
+    return (match["youtube_id"], float(match["start"]), float(match["end"])) if match else None
+
+
+def clip_id_for(url: str, member: str | None = None) -> str:
+    """Name of the clip behind a URL or an archive member; the name of all its files.
+
+    A Kinetics name (``{youtube_id}_{start:06d}_{end:06d}``) is kept. Any other stem is cut to 60 harmless characters
+    and followed by 10 hex digits of SHA-256 of URL and member, so that no two sources meet in one name and nothing of
+    an untrusted name reaches the file system.
+    """
+    name = member if member is not None else unquote(urlsplit(url).path)
+    stem = PurePosixPath(name).stem
+    if parse_kinetics_name(stem):
+        return stem
+    harmless = re.sub(r"[^A-Za-z0-9-]+", "_", stem).strip("_")[:60] or "clip"
+    digest = hashlib.sha256(f"{url}\n{member or ''}".encode()).hexdigest()[:10]
+    return f"{harmless}_{digest}"
+
+
+def new_row(**known: Any) -> dict[str, Any]:
+    """A row of `CLIP_SCHEMA` with everything unknown but what is given."""
+    return dict.fromkeys(COLUMNS) | known
+
+
+def rows_to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as an Arrow table of `CLIP_SCHEMA`: every column there, nulls typed, whatever is unknown."""
+    return pa.Table.from_pylist(list(rows), schema=CLIP_SCHEMA)

@@ -1,0 +1,366 @@
+"""The pipeline's verbs over Ray Data: one row a clip, streaming, a failure is a row.
+
+Each verb maps a pure function of one clip over the rows, and hands on each row as soon as it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from kdepth.archives import Member, read_archive
+from kdepth.depth import estimate_clip_depth, frame_selector
+from kdepth.download import client_session, fetch
+from kdepth.errors import DamagedMediaError, KdepthError
+from kdepth.models import load_model, model_identity
+from kdepth.plan import VIDEO_COLUMNS, plan_all
+from kdepth.runs import start_ray
+from kdepth.schema import (
+    CLIP_SCHEMA,
+    COLUMNS,
+    FAILED,
+    OK,
+    SOURCE_SCHEMA,
+    SUPERSEDED,
+    VIDEO_SUFFIXES,
+    clip_id_for,
+    new_row,
+    parse_kinetics_name,
+    rows_to_table,
+)
+from kdepth.transcode import transcode_file, video_info
+from kdepth.youtube import fetch_youtube
+
+if TYPE_CHECKING:
+    import aiohttp
+
+# Ray Data fuses neighbouring stages that ask for the same: on a machine without GPU, transcode and depth become one
+# worker process a core. What they leave of a core is for downloads, which wait more than they compute.
+_STAGE_CPUS = 0.9
+_DOWNLOAD_CPUS = 0.1
+
+
+def download(
+    sources: pa.Table,
+    root: str | Path,
+    *,
+    allow_private_hosts: bool = False,
+    concurrency: int = 4,
+    batch_size: int = 16,
+) -> ray.data.Dataset:
+    """Fetch every source into ``<root>/raw``. Lazy: nothing happens before `write_lance` or another consumer.
+
+    Args:
+        sources: From `read_sources`, or what `pending` left of it.
+        root: Folder of the dataset, shared by all nodes.
+        allow_private_hosts: Connect to loopback, private and link-local addresses too.
+        concurrency: Tasks at once; each reads one archive, or `batch_size` files.
+        batch_size: Files that a task fetches at once.
+
+    Returns:
+        One row a clip with `CLIP_SCHEMA`; rows that could not be fetched have status ``failed``.
+    """
+    start_ray()
+    if "skip_members" not in sources.column_names:
+        sources = plan_all(sources)
+    kinds = sources["kind"].to_pylist()
+    annotations = sources.filter(pc.equal(sources["kind"], "annotation"))
+    archives = [i for i, kind in enumerate(kinds) if kind == "archive"]
+    files = [i for i, kind in enumerate(kinds) if kind not in ("archive", "annotation")]
+    chunks = [files[i : i + batch_size] for i in range(0, len(files), batch_size)] + [[i] for i in archives]
+    # In the order of the list, so that a run is the same each time.
+    chunks.sort(key=lambda chunk: chunk[0])
+    blocks = [sources.take(chunk) for chunk in chunks] or [sources.schema.empty_table()]
+    return ray.data.from_arrow(blocks).map_batches(
+        _download_block,
+        fn_kwargs={"root": Path(root), "annotations": annotations, "allow_private_hosts": allow_private_hosts},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=_DOWNLOAD_CPUS,
+        compute=ray.data.TaskPoolStrategy(size=max(1, min(concurrency, len(blocks)))),
+    )
+
+
+def transcode(
+    clips: ray.data.Dataset, root: str | Path, *, height: int = 360, keep_raw: bool = True
+) -> ray.data.Dataset:
+    """Transcode every downloaded clip to ``<root>/360p``. Lazy.
+
+    Args:
+        clips: From `download`.
+        root: Folder of the dataset.
+        height: The shorter side of the result in pixels, even.
+        keep_raw: Keep what was downloaded; otherwise it is deleted once transcoded.
+
+    Raises:
+        ValueError: `height` is not an even number of at least 32.
+    """
+    if height < 32 or height % 2:
+        raise ValueError(f"height={height}: must be even, and at least 32 pixels")
+    return clips.map_batches(
+        _transcode_block,
+        fn_kwargs={"root": Path(root), "height": height, "keep_raw": keep_raw},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=_STAGE_CPUS,
+    )
+
+
+def estimate_depth(
+    clips: ray.data.Dataset,
+    root: str | Path,
+    *,
+    model: str = "small",
+    frames: str = "all",
+    device: str = "auto",
+    concurrency: int | None = None,
+) -> ray.data.Dataset:
+    """Estimate depth of every transcoded clip into ``<root>/depth``. Lazy.
+
+    Args:
+        clips: From `transcode`.
+        root: Folder of the dataset.
+        model: As for `load_model`.
+        frames: As for `estimate_clip_depth`.
+        device: ``"auto"``: the GPUs if the cluster has any; else ``"cpu"`` or ``"cuda"``.
+        concurrency: Actors, each with the model loaded once. Default: one a GPU; without GPU one a core for ``small``,
+            and for larger networks one that uses all cores.
+
+    Raises:
+        ValueError: `frames` is not one of the allowed values.
+        DepthError: The model can't be had.
+    """
+    frame_selector(frames, 1)
+    identity = model_identity(model)  # fails here, in the notebook, rather than later in a worker
+    resources = ray.cluster_resources()
+    gpus = 0 if device == "cpu" else int(resources.get("GPU", 0))
+    cpus = max(1, int(resources.get("CPU", 1)))
+    size = concurrency or gpus or (cpus if model == "small" else 1)
+    threads = max(1, cpus // size)
+    return clips.map_batches(
+        _DepthStage,
+        fn_constructor_args=(Path(root), model, frames, device, identity, threads),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=_STAGE_CPUS,
+        num_gpus=1 if gpus else None,
+        compute=ray.data.ActorPoolStrategy(size=size),
+    )
+
+
+# --- what runs in the workers ---------------------------------------------------------------------------------------
+
+
+def _run_stage(row: dict[str, Any], stage: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """One stage of one clip: its columns and times go into the row; an error of kdepth's makes it a failed row."""
+    row[f"{stage}_started_at"] = datetime.now(UTC)
+    started = time.perf_counter()
+    try:
+        row.update(work())
+    except KdepthError as error:
+        row.update(_failure(stage, error))
+    row[f"{stage}_seconds"] = time.perf_counter() - started
+    return row
+
+
+def _failure(stage: str, error: KdepthError) -> dict[str, Any]:
+    failure: dict[str, Any] = {
+        "status": FAILED,
+        "failed_stage": stage,
+        "error_type": type(error).__name__,
+        "error_message": str(error)[:2000],
+    }
+    if stage == "download":
+        failure["http_status"] = getattr(error, "http_status", None)
+    return failure
+
+
+def _blocks(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
+    """Each row a block of its own, so that the next stage can start on it."""
+    empty = True
+    for row in rows:
+        empty = False
+        yield rows_to_table([{name: row.get(name) for name in COLUMNS}])
+    if empty:  # Ray Data wants the schema of what there is none of
+        yield CLIP_SCHEMA.empty_table()
+
+
+def _download_block(
+    block: pa.Table, *, root: Path, annotations: pa.Table, allow_private_hosts: bool
+) -> Iterator[pa.Table]:
+    rows = block.to_pylist()
+    by_clip_id: dict[str, dict[str, Any]] = {}
+    if any(row["kind"] == "archive" for row in rows):
+        by_clip_id = {row["clip_id"]: row for row in annotations.to_pylist()}
+    yield from _blocks(_drain(_download_rows(rows, root, by_clip_id, allow_private_hosts)))
+
+
+def _drain(rows: AsyncIterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of an async generator, each as soon as it is there, for Ray Data's generators, which are not async."""
+    with asyncio.Runner() as runner:
+        while True:
+            try:
+                yield runner.run(_next(rows))
+            except StopAsyncIteration:
+                return
+
+
+async def _next(rows: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    return await anext(rows)
+
+
+async def _download_rows(
+    rows: list[dict[str, Any]], root: Path, annotations: Mapping[str, Mapping[str, Any]], allow_private_hosts: bool
+) -> AsyncIterator[dict[str, Any]]:
+    async with client_session(allow_private_hosts=allow_private_hosts) as session:
+        files = [row for row in rows if row["kind"] != "archive"]
+        for finished in asyncio.as_completed([_download_file(row, root, session) for row in files]):
+            yield await finished
+        for row in rows:
+            if row["kind"] == "archive":
+                async for clip in _download_archive(row, root, annotations, session):
+                    yield clip
+
+
+async def _download_file(row: dict[str, Any], root: Path, session: aiohttp.ClientSession) -> dict[str, Any]:
+    if row["video_path"] or row["raw_path"]:
+        return row
+    url = row["url"]
+    suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
+    path = root / "raw" / f"{row['clip_id']}{suffix if suffix in VIDEO_SUFFIXES else '.video'}"
+    row["download_started_at"] = datetime.now(UTC)
+    started = time.perf_counter()
+    try:
+        if path.is_file():  # whole, because it appeared by a rename; a run that was killed had no time for its row
+            sha256 = await asyncio.to_thread(_sha256, path)
+            row.update(raw_bytes=path.stat().st_size, raw_sha256=sha256, download_attempts=0)
+        else:
+            if row["kind"] == "youtube":
+                span = row["time_start_seconds"], row["time_end_seconds"]
+                fetched = await fetch_youtube(url, path, time_span_seconds=span)
+            else:
+                fetched = await fetch(url, path, session=session)
+            row.update(raw_bytes=fetched.num_bytes, raw_sha256=fetched.sha256)
+            row.update(http_status=fetched.http_status, download_attempts=fetched.attempts)
+        row["raw_path"] = path.relative_to(root).as_posix()
+    except KdepthError as error:
+        row.update(_failure("download", error))
+    row["download_seconds"] = time.perf_counter() - started
+    return row
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+async def _download_archive(
+    row: dict[str, Any], root: Path, annotations: Mapping[str, Mapping[str, Any]], session: aiohttp.ClientSession
+) -> AsyncIterator[dict[str, Any]]:
+    url, source_url = row["url"], row["source_url"]
+    started_at, started = datetime.now(UTC), time.perf_counter()
+    try:
+        members = read_archive(
+            url, root, session=session, skip=frozenset(row["skip_members"] or ()), max_clips=row["max_clips"]
+        )
+        async for member in members:
+            clip = new_row(source_url=source_url, download_started_at=started_at)
+            if isinstance(member, Member):
+                clip.update(clip_id=member.clip_id, archive_member=member.name)
+                clip.update(raw_path=member.path.relative_to(root).as_posix())
+                clip.update(raw_bytes=member.num_bytes, raw_sha256=member.sha256)
+            else:
+                clip.update(clip_id=clip_id_for(source_url, member.member), archive_member=member.member)
+                clip.update(_failure("download", member))
+            clip.update(_annotation(clip["clip_id"], annotations))
+            # The time since the last member: what this one made the pipeline wait.
+            clip["download_seconds"] = time.perf_counter() - started
+            started_at, started = datetime.now(UTC), time.perf_counter()
+            yield clip
+    except KdepthError as error:
+        yield new_row(clip_id=row["clip_id"], source_url=source_url) | _failure("download", error)
+    else:
+        if row["status"] == FAILED:
+            yield new_row(clip_id=row["clip_id"], source_url=source_url, status=SUPERSEDED)
+
+
+def _annotation(clip_id: str, annotations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    if clip_id in annotations:
+        return {name: annotations[clip_id][name] for name in SOURCE_SCHEMA.names if name in COLUMNS}
+    parsed = parse_kinetics_name(clip_id)
+    return dict(zip(("youtube_id", "time_start_seconds", "time_end_seconds"), parsed, strict=True)) if parsed else {}
+
+
+def _transcode_block(block: pa.Table, *, root: Path, height: int, keep_raw: bool) -> Iterator[pa.Table]:
+    def transcoded(row: dict[str, Any]) -> dict[str, Any]:
+        if row["status"] is None and row["raw_path"] and not row["video_path"]:
+            row = _run_stage(row, "transcode", lambda: _transcode_clip(row, root, height))
+        if row["status"] is None and not keep_raw and row["raw_path"]:
+            (root / row["raw_path"]).unlink(missing_ok=True)
+            row["raw_path"] = None
+        return row
+
+    yield from _blocks(map(transcoded, block.to_pylist()))
+
+
+def _transcode_clip(row: Mapping[str, Any], root: Path, height: int) -> dict[str, Any]:
+    path = root / "360p" / f"{row['clip_id']}.mp4"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = None
+    if path.is_file():  # of a run that was killed before it could commit the row, or of another height
+        with contextlib.suppress(DamagedMediaError):
+            info = video_info(path)
+    if info is None or min(info.width, info.height) != height:
+        info = transcode_file(root / row["raw_path"], path, height=height, threads=1)
+    return {
+        "video_path": path.relative_to(root).as_posix(),
+        "video_bytes": path.stat().st_size,
+        **{name: getattr(info, name) for name in VIDEO_COLUMNS},
+    }
+
+
+class _DepthStage:
+    """The depth actor: loads the model once, then takes clips."""
+
+    def __init__(self, root: Path, model: str, frames: str, device: str, identity: str, threads: int) -> None:
+        self._root, self._frames = root, frames
+        self._model = load_model(model, device=device, threads=threads)
+        if self._model.identity != identity:  # a resumed run would take its own clips for another model's
+            raise RuntimeError(f"the worker loaded {self._model.identity}, the driver planned for {identity}")
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        yield from _blocks(map(self._estimate, block.to_pylist()))
+
+    def _estimate(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["status"] is None and row["video_path"]:
+            path = self._root / "depth" / f"{row['clip_id']}.mkv"
+            row.update(depth_model=self._model.identity, depth_frames=self._frames, node=socket.gethostname())
+            row = _run_stage(
+                row,
+                "depth",
+                lambda: {
+                    **estimate_clip_depth(
+                        self._root / row["video_path"],
+                        path,
+                        self._model,
+                        frames=self._frames,
+                        num_frames=row["num_frames"],
+                    ),
+                    "depth_path": path.relative_to(self._root).as_posix(),
+                    "status": OK,
+                },
+            )
+        return row
