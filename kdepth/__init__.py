@@ -14,7 +14,8 @@
 Pictures are in `kdepth.plots`, the sample clips in `kdepth.samples`; both are imported by name.
 """
 
-from kdepth.dataset import Clip, ClipDataset, open_dataset, project_path
+from kdepth.clip import Clip
+from kdepth.dataset import ClipDataset, open_dataset, project_path
 from kdepth.depth import estimate_clip_depth
 from kdepth.depth_video import read_depth, read_frames
 from kdepth.download import Fetched, fetch, run

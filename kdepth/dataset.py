@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import lance
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from kdepth.depth_video import read_depth_at, read_frames
+from kdepth.clip import Clip
 from kdepth.errors import DatasetError
 from kdepth.schema import CLIP_SCHEMA, FAILED, OK, rows_to_table
 
@@ -196,96 +195,32 @@ class ClipDataset:
         columns = ["clip_id", "failed_stage", "error_type", "error_message", "source_url"]
         return self.table(where=f"status = '{FAILED}'", columns=columns)
 
+    def similar(self, clip_id: str, k: int = 5) -> pa.Table:
+        """Clips whose depth is laid out most alike: nearest in cosine distance of ``depth_thumbnail``.
 
-class Clip:
-    """One clip: its row, its frames and their depth. Frames are numbered as in the 360p file, from 0.
+        Args:
+            clip_id: The clip to compare with.
+            k: How many others.
 
-    Attributes:
-        row: All columns of the clip's row.
-    """
-
-    def __init__(self, root: Path, row: dict[str, Any]) -> None:
-        self._root = root
-        self.row = row
-        self._depth_frames = {frame["index"]: frame for frame in row["frames"] or ()}
-
-    @property
-    def clip_id(self) -> str:
-        return str(self.row["clip_id"])
-
-    @property
-    def video_path(self) -> Path:
-        """The 360p file."""
-        return self._path("video_path")
-
-    @property
-    def depth_path(self) -> Path:
-        """The depth file."""
-        return self._path("depth_path")
-
-    @property
-    def depth_indices(self) -> list[int]:
-        """Numbers of the frames that have depth, ascending."""
-        return list(self._depth_frames)
-
-    def frame(self, index: int) -> NDArray[np.uint8]:
-        """A frame: uint8 ``(H, W, 3)`` RGB.
+        Returns:
+            ``clip_id``, ``label``, ``distance`` (0: alike, 2: opposite), nearest first, the clip itself left out.
 
         Raises:
-            IndexError: There is no such frame.
-            DatasetError: The clip failed, or its file is missing or broken.
+            KeyError: No such clip.
+            DatasetError: The clip has no depth.
         """
-        for frame in read_frames(self.video_path, lambda i, time_seconds: i == index):
-            return frame.rgb
-        raise IndexError(f"frame {index} of {self.clip_id}: it has frames 0 to {self.row['num_frames'] - 1}")
+        query = self[clip_id].row["depth_thumbnail"]
+        if query is None:
+            raise DatasetError(f"{clip_id} has no depth to compare with")
+        nearest = {"column": "depth_thumbnail", "q": query, "k": k + 1, "metric": "cosine", "use_index": False}
+        found = self.lance.to_table(columns=["clip_id", "label", "_distance"], nearest=nearest)
+        others = found.filter(pc.not_equal(found["clip_id"], clip_id)).slice(0, k)
+        return others.rename_columns(["clip_id", "label", "distance"])
 
-    def frames(self) -> Iterator[NDArray[np.uint8]]:
-        """All frames in order, each uint8 ``(H, W, 3)`` RGB."""
-        for frame in read_frames(self.video_path):
-            yield frame.rgb
+    def sql(self, query: str) -> pa.Table:
+        """Answer an SQL query over the rows, which are the table ``dataset``.
 
-    def inverse_depth(self, index: int) -> NDArray[np.float32]:
-        """Inverse depth of a frame: float32 ``(H, W)``, >= 0, near is large.
-
-        1/m for a metric model, without unit or scale for a relative one (``row["depth_kind"]`` says which).
-
-        Raises:
-            IndexError: The frame has no depth.
-            DatasetError: As `frame`.
+        For instance
+        ``select label, avg(f['median']) from (select label, unnest(frames) f from dataset) group by label``.
         """
-        path = self.depth_path
-        if index not in self._depth_frames:
-            have = self.depth_indices
-            some = f"{have[0]} to {have[-1]}" if len(have) > 8 else ", ".join(map(str, have))
-            raise IndexError(f"frame {index} of {self.clip_id} has no depth; {len(have)} frames have: {some}")
-        return read_depth_at(path, self._depth_frames[index]["time_seconds"]).astype(np.float32)
-
-    def depth_m(self, index: int) -> NDArray[np.float32]:
-        """Depth of a frame in metres along the optical axis: float32 ``(H, W)``; infinite where inverse depth is 0.
-
-        Raises:
-            DatasetError: The model's depth is relative: it has no metres. Otherwise as `inverse_depth`.
-        """
-        if self.row["depth_kind"] == "relative":
-            raise DatasetError(
-                f"{self.clip_id}: {self.row['depth_model']} gives relative depth, which has no metres; use "
-                'inverse_depth(), or run the pipeline with a metric model such as model="depth-pro"'
-            )
-        with np.errstate(divide="ignore"):
-            return np.reciprocal(self.inverse_depth(index))
-
-    def _path(self, column: str) -> Path:
-        if self.row["status"] == FAILED:
-            row = self.row
-            why = f"{row['error_type']}: {row['error_message']}"
-            raise DatasetError(f"{self.clip_id} failed at {row['failed_stage']}: {why}")
-        return self._root / str(self.row[column])
-
-    def __repr__(self) -> str:
-        row = self.row
-        if row["status"] == FAILED:
-            return f"Clip({self.clip_id}, failed at {row['failed_stage']}: {row['error_type']})"
-        return (
-            f"Clip({self.clip_id}, {row['width']}x{row['height']}, {row['num_frames']} frames, "
-            f"{row['num_depth_frames']} with {row['depth_kind']} depth by {row['depth_model']})"
-        )
+        return pa.Table.from_batches(self.lance.sql(query).build().to_batch_records())

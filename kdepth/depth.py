@@ -16,14 +16,10 @@ from numpy.typing import NDArray
 from kdepth.depth_video import DepthWriter, Frame, read_frames
 from kdepth.errors import DepthError
 from kdepth.schema import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH
+from kdepth.stability import sampled, scale_jump, steady_grey
 
 if TYPE_CHECKING:  # models imports torch, which workers that only download must not wait for
     from kdepth.models import DepthModel
-
-# Quantiles are taken of every fourth pixel in both directions: 14,400 values of a 640 x 360 frame, 16 times cheaper.
-_STRIDE = 4
-# A pixel whose grey value changes by no more than this between frames shows the same thing (sensor noise is about 2).
-_STEADY_GREY_LEVELS = 4
 
 
 def frame_selector(frames: str, num_frames: int) -> Callable[[int, float], bool]:
@@ -138,11 +134,12 @@ def _store(
 ) -> None:
     for i, frame in enumerate(batch):
         try:
-            stored = writer.write(inverse_depth[i], frame.time_seconds)
+            stored, crc32 = writer.write(inverse_depth[i], frame.time_seconds)
         except ValueError as exc:
             raise DepthError(f"frame {frame.index}: the model's {exc}") from exc
         # What is stored, not what was computed, is what the statistics describe.
-        statistics.add(frame, stored.astype(np.float32), None if focal_length_px is None else float(focal_length_px[i]))
+        focal_length = None if focal_length_px is None else float(focal_length_px[i])
+        statistics.add(frame, stored.astype(np.float32), focal_length, crc32)
 
 
 class _ClipStatistics:
@@ -154,8 +151,8 @@ class _ClipStatistics:
         self._jumps: list[float] = []
         self._last: tuple[NDArray[np.int16], NDArray[np.float32]] | None = None
 
-    def add(self, frame: Frame, inverse_depth: NDArray[np.float32], focal_length_px: float | None) -> None:
-        sample = inverse_depth[::_STRIDE, ::_STRIDE]
+    def add(self, frame: Frame, inverse_depth: NDArray[np.float32], focal_length_px: float | None, crc32: int) -> None:
+        sample, grey = sampled(inverse_depth), steady_grey(frame.rgb)
         p05, median, p95 = (float(value) for value in np.quantile(sample, (0.05, 0.5, 0.95)))
         self.frames.append(
             {
@@ -167,11 +164,11 @@ class _ClipStatistics:
                 "median": median,
                 "p95": p95,
                 "max": float(inverse_depth.max()),
+                "crc32": crc32,
             }
         )
         size = (THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT)
         self._thumbnail_sum += cv2.resize(inverse_depth, size, interpolation=cv2.INTER_AREA)
-        grey = frame.rgb[::_STRIDE, ::_STRIDE].mean(axis=2).astype(np.int16)
         if self._last is not None and self.frames[-2]["index"] == frame.index - 1:
             jump = scale_jump(*self._last, grey, sample)
             if jump is not None:
@@ -184,28 +181,3 @@ class _ClipStatistics:
 
     def flicker(self) -> float | None:
         return float(np.mean(self._jumps)) if self._jumps else None
-
-
-def scale_jump(
-    grey_before: NDArray[np.int16],
-    depth_before: NDArray[np.float32],
-    grey_after: NDArray[np.int16],
-    depth_after: NDArray[np.float32],
-) -> float | None:
-    """How much the scale of depth jumps between two neighbouring frames.
-
-    The absolute median of ``log(after / before)`` over the pixels whose colour hardly changed: a camera at rest gives
-    0, a scale that is 5 % larger in the second frame gives 0.05.
-
-    Args:
-        grey_before, grey_after: ``(H, W)`` grey values, 0-255.
-        depth_before, depth_after: ``(H, W)`` inverse depth.
-
-    Returns:
-        The jump, >= 0, or None where fewer than 1 % of the pixels are steady (a cut).
-    """
-    steady = np.abs(grey_after - grey_before) <= _STEADY_GREY_LEVELS
-    steady &= (depth_before > 0) & (depth_after > 0)
-    if np.count_nonzero(steady) < 0.01 * steady.size:
-        return None
-    return float(abs(np.median(np.log(depth_after[steady] / depth_before[steady]))))

@@ -1,14 +1,18 @@
 """Depth frames in a lossless video file, and frames out of the files that our own encoders wrote.
 
-Depth: FFV1 (version 3, all-intra, slice checksums; RFC 9043) in Matroska, pixel format ``gray16le``. Each 16-bit sample
+Depth: FFV1 (version 3, all-intra; RFC 9043) in Matroska, pixel format ``gray16le``. Each 16-bit sample
 is the IEEE half float of the inverse depth: ``frame.view(np.float16)``. Half floats of positive numbers sort like
 their bit patterns, so any player shows a sensible picture (near is bright), the precision is 0.05 % of the value, no
 scale has to be kept anywhere, and any frame opens on its own.
+
+FFV1 has checksums, but its decoder only tells its log when one does not match, and shows a wrong picture. So a clip's
+row keeps the CRC-32 of each frame's packet, and what is read for the row is held against it.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -49,7 +53,7 @@ class DepthWriter:
         self._stream.codec_context.thread_count = threads
         self._last_pts = -1
 
-    def write(self, inverse_depth: NDArray[np.floating], time_seconds: float) -> NDArray[np.float16]:
+    def write(self, inverse_depth: NDArray[np.floating], time_seconds: float) -> tuple[NDArray[np.float16], int]:
         """Append one frame.
 
         Args:
@@ -57,12 +61,13 @@ class DepthWriter:
             time_seconds: Presentation time, later than the last one's.
 
         Returns:
-            What is stored: float16 ``(H, W)``.
+            What is stored: float16 ``(H, W)``, and the CRC-32 of the packet that holds it.
 
         Raises:
             ValueError: NaN, a negative value, or infinity after rounding to half precision (> 65504).
         """
-        half = np.ascontiguousarray(inverse_depth, dtype=np.float16)
+        with np.errstate(over="ignore"):  # what is too large becomes infinity, and is found below
+            half = np.ascontiguousarray(inverse_depth, dtype=np.float16)
         bits = half.view(np.uint16)
         # One comparison finds them all: infinity, NaN and every negative number lie at 0x7C00 and above (-0.0 too).
         if bits.max() >= 0x7C00:
@@ -71,8 +76,10 @@ class DepthWriter:
         # Frames nearer than a millisecond still need different times.
         self._last_pts = max(round(time_seconds * 1000), self._last_pts + 1)
         frame.pts, frame.time_base = self._last_pts, _TIME_BASE
-        self._container.mux(self._stream.encode(frame))
-        return half
+        (packet,) = self._stream.encode(frame)  # all-intra, without delay: a packet for each frame
+        crc32 = zlib.crc32(packet)
+        self._container.mux(packet)
+        return half, crc32
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +100,8 @@ def read_depth(path: str | Path) -> Iterator[NDArray[np.float16]]:
     """All frames of a depth file in order, each float16 ``(H, W)`` inverse depth.
 
     Raises:
-        DatasetError: The file is missing, or not whole (each slice carries a checksum).
+        DatasetError: The file is missing, or can't be decoded to its end. Bytes that changed in it are not always
+            noticed here, as they are by `Clip.inverse_depth`.
     """
     try:
         with av.open(str(path)) as container:
@@ -104,11 +112,16 @@ def read_depth(path: str | Path) -> Iterator[NDArray[np.float16]]:
         raise DatasetError(f"{path} can't be read as a depth file: {exc}") from exc
 
 
-def read_depth_at(path: str | Path, time_seconds: float) -> NDArray[np.float16]:
+def read_depth_at(path: str | Path, time_seconds: float, crc32: int | None = None) -> NDArray[np.float16]:
     """The depth frame shown at a time: float16 ``(H, W)`` inverse depth.
 
+    Args:
+        path: The depth file.
+        time_seconds: Presentation time of the frame.
+        crc32: What `DepthWriter.write` said of it, if known.
+
     Raises:
-        DatasetError: As `read_depth`, or there is no frame at that time.
+        DatasetError: As `read_depth`, or there is no frame at that time, or its bytes changed since they were written.
     """
     target = round(time_seconds * 1000)
     try:
@@ -118,6 +131,10 @@ def read_depth_at(path: str | Path, time_seconds: float) -> NDArray[np.float16]:
             for packet in container.demux(stream):
                 # Every frame is a key frame: what lies before the wanted one need not be decoded.
                 if packet.pts is not None and packet.pts >= target - 1:
+                    if crc32 is not None and zlib.crc32(packet) != crc32:
+                        raise DatasetError(
+                            f"{path} is damaged: its frame at {time_seconds:.3f} s is not what was written"
+                        )
                     for frame in packet.decode():
                         return _half(frame)
     except (OSError, av.error.FFmpegError, IndexError) as exc:

@@ -1,19 +1,24 @@
-"""Pictures for notebooks: RGB beside depth, the timeline of a run. Each takes data and draws on figures of its own."""
+"""Pictures for notebooks. Each function takes data, and draws where it is told or on a figure of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import av
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
 
-from kdepth.dataset import Clip
+from kdepth.clip import Clip
 
 # Perceptually uniform, dark to bright: near is bright.
 _COLOUR_MAP = "inferno"
@@ -56,6 +61,16 @@ def show_inverse_depth(
     return ax
 
 
+def show_frame(clip: Clip, index: int) -> Figure:
+    """Draw one frame beside its depth."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.2), layout="constrained")
+    left.imshow(clip.frame(index))
+    left.set_axis_off()
+    show_inverse_depth(clip.inverse_depth(index), ax=right, label=unit(clip))
+    figure.suptitle(f"{clip.clip_id}, frame {index}, depth by {clip.row['depth_model']}", fontsize=9)
+    return figure
+
+
 def show_clips(clips: Sequence[Clip], *, frames_per_clip: int = 3) -> Figure:
     """RGB over depth for some frames of each clip, one clip a row; the colour limits are shared within a clip.
 
@@ -83,6 +98,103 @@ def show_clips(clips: Sequence[Clip], *, frames_per_clip: int = 3) -> Figure:
             image = axes[2 * k + 1].imshow(depth, cmap=_COLOUR_MAP, vmin=limits[0], vmax=limits[1])
         figure_row.colorbar(image, ax=list(axes), label=unit(clip), fraction=0.02, pad=0.01)
     return figure
+
+
+def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
+    """Write a clip's frames beside their depth, as an H.264 video that browsers play.
+
+    Args:
+        clip: With depth for each frame that is to be shown.
+        path: The ``.mp4`` to make.
+        stable: As for `Clip.inverse_depth`.
+
+    Returns:
+        The path; in a notebook, show it with ``IPython.display.Video(path, embed=True)``.
+    """
+    indices = set(clip.depth_indices)
+    low = float(np.percentile([frame["p05"] for frame in clip.row["frames"]], 10))
+    high = float(np.percentile([frame["p95"] for frame in clip.row["frames"]], 90))
+    colours = (matplotlib.colormaps[_COLOUR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        rate = Fraction(clip.row["average_fps"]).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "26", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = 2 * clip.row["width"], clip.row["height"], "yuv420p"
+        for index, rgb in enumerate(clip.frames()):
+            if index in indices:
+                level = (clip.inverse_depth(index, stable=stable) - low) / max(high - low, 1e-6)
+                picture = np.hstack([rgb, colours[(level.clip(0, 1) * 255).astype(np.uint8)]])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return Path(path)
+
+
+def point_cloud(clip: Clip, index: int, *, ax: Axes3D | None = None, num_points: int = 20_000) -> Axes3D:
+    """Draw a frame as coloured points in space, seen from a little above.
+
+    Args:
+        clip: A clip with depth for the frame. A relative model's depth has no unit, and its shape is only right up to a
+            shift of the inverse depth.
+        index: Number of the frame.
+        ax: A 3D axes; default: a new figure.
+        num_points: Points, drawn at random among the pixels with a fixed seed.
+    """
+    rgb, inverse_depth = clip.frame(index), clip.inverse_depth(index)
+    height, width = inverse_depth.shape
+    frame = next(frame for frame in clip.row["frames"] if frame["index"] == index)
+    # Where no focal length is known: 60 degrees across, as phones film.
+    focal = frame["focal_length_px"] or 0.5 * width / np.tan(np.radians(30))
+    near_enough = inverse_depth > np.percentile(inverse_depth, 5)
+    v, u = np.nonzero(near_enough)
+    chosen = np.random.default_rng(0).permutation(len(u))[:num_points]
+    u, v = u[chosen], v[chosen]
+    z = 1 / inverse_depth[v, u]
+    x, y = (u - width / 2) * z / focal, (v - height / 2) * z / focal
+    if ax is None:
+        ax = plt.figure(figsize=(8, 5), layout="constrained").add_subplot(projection="3d")
+    ax.scatter(x, z, -y, c=rgb[v, u] / 255.0, s=1.5, linewidths=0)
+    ax.set_box_aspect((np.ptp(x), np.ptp(z), np.ptp(y)))
+    name = "[m]" if clip.row["depth_kind"] == "metric" else "[relative]"
+    ax.set(xlabel=f"x {name}", ylabel=f"depth {name}", zlabel=f"height {name}")
+    ax.view_init(elev=12, azim=-82)
+    return ax
+
+
+def statistics_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
+    """Median and 5th to 95th percentile of a clip's inverse depth over its time."""
+    if ax is None:
+        ax = plt.figure(figsize=(8, 3), layout="constrained").add_subplot()
+    frames = clip.row["frames"]
+    time_seconds = [frame["time_seconds"] for frame in frames]
+    low, high = ([frame[name] for frame in frames] for name in ("p05", "p95"))
+    ax.fill_between(time_seconds, low, high, alpha=0.25, label="5 % to 95 %")
+    ax.plot(time_seconds, [frame["median"] for frame in frames], label="median")
+    ax.set(xlabel="time [s]", ylabel=unit(clip), title=clip.clip_id)
+    ax.legend(loc="best")
+    return ax
+
+
+def nearness_by_label(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
+    """How near things are, by action class: each clip's 95th percentile of inverse depth over its median, a dot a clip.
+
+    A ratio, so that clips of a relative model may be compared: 1 is a wall, 5 someone close in front of a far scene.
+
+    Args:
+        rows: Rows with the columns ``label`` and ``frames``.
+        ax: Where to draw; default: a new figure.
+    """
+    by_label: dict[str, list[float]] = {}
+    for row in rows.to_pylist():
+        if row["frames"]:
+            ratios = [frame["p95"] / max(frame["median"], 1e-6) for frame in row["frames"]]
+            by_label.setdefault(row["label"] or "no label", []).append(float(np.mean(ratios)))
+    labels = sorted(by_label, key=lambda label: float(np.mean(by_label[label])))
+    if ax is None:
+        ax = plt.figure(figsize=(8, 1 + 0.3 * len(labels)), layout="constrained").add_subplot()
+    for line, label in enumerate(labels):
+        ax.plot(by_label[label], [line] * len(by_label[label]), "o", alpha=0.6)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_xlabel("95th percentile over median of inverse depth (larger: something is close)")
+    return ax
 
 
 def timeline(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
@@ -119,5 +231,5 @@ def timeline(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
         ax.set_ylabel("clip")
     ax.invert_yaxis()
     ax.set_xlabel("seconds since the first stage began")
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_STAGES), frameon=False)
     return ax

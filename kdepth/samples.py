@@ -18,11 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import cv2
 import numpy as np
+import pyarrow as pa
 from aiohttp import web
 from numpy.typing import NDArray
 
+from kdepth.dataset import ClipDataset
 from kdepth.depth_video import read_depth
+from kdepth.metrics import rank_correlation
 
 _FOLDER = Path(str(files("kdepth") / "data" / "samples"))
 # The same port each time where it is free: a resumed run knows an archive by its URL.
@@ -67,6 +71,28 @@ def real_clips() -> dict[str, tuple[Path, str]]:
     return {name: (folder / file, label) for file, name, label in _REAL if (folder / file).is_file()}
 
 
+def rank_correlations(ds: ClipDataset) -> pa.Table:
+    """How well the order of predicted depth fits the true one, for the rendered sample clips of a dataset.
+
+    Returns:
+        ``clip_id``; ``spearman``: rank correlation of predicted and true inverse depth, mean over the frames;
+        ``num_frames``: how many. No rows if the dataset has none of these clips.
+    """
+    found = []
+    for clip_id in rendered_clips():
+        if ds.table(where=f"clip_id = '{clip_id}' AND status = 'ok'", columns=["clip_id"]).num_rows:
+            clip = ds[clip_id]
+            truth = list(true_inverse_depth(clip_id))
+            values = []
+            for index in clip.depth_indices:
+                height, width = truth[index].shape
+                small = cv2.resize(clip.inverse_depth(index), (width, height), interpolation=cv2.INTER_AREA)
+                values.append(rank_correlation(small, truth[index]))
+            found.append({"clip_id": clip_id, "spearman": float(np.mean(values)), "num_frames": len(values)})
+    schema = pa.schema([("clip_id", pa.string()), ("spearman", pa.float64()), ("num_frames", pa.int64())])
+    return pa.Table.from_pylist(found, schema=schema)
+
+
 class SampleServer:
     """Serves the sample clips over HTTP, with Range and ETag, from a thread of its own until `close`.
 
@@ -95,12 +121,28 @@ class SampleServer:
         self.annotations = folder / "val.csv"
         self.annotations.write_text(annotations)
         self._loop = asyncio.new_event_loop()
-        self._runner = web.AppRunner(_application(served), access_log=None)
+        self._served = served
+        self._runner = web.AppRunner(self._application(), access_log=None)
         self._thread = threading.Thread(target=self._loop.run_forever, name="kdepth-samples", daemon=True)
         self._thread.start()
         port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
         self.url_list = folder / "urls.txt"
         self.url_list.write_text("".join(f"http://127.0.0.1:{port}/{name}\n" for name in served))
+
+    def serve(self, name: str, path: Path) -> None:
+        """Serve one more file, or another one under the same name."""
+        self._served[name] = path
+
+    def _application(self) -> web.Application:
+        async def send(request: web.Request) -> web.StreamResponse:
+            path = self._served.get(request.match_info["name"])
+            if path is None:
+                raise web.HTTPNotFound
+            return web.FileResponse(path)  # answers Range and If-Range, sends ETag and Last-Modified
+
+        application = web.Application()
+        application.add_routes([web.get("/{name}", send)])
+        return application
 
     async def _start(self) -> int:
         await self._runner.setup()
@@ -130,15 +172,3 @@ class SampleServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _application(served: dict[str, Path]) -> web.Application:
-    async def send(request: web.Request) -> web.StreamResponse:
-        path = served.get(request.match_info["name"])
-        if path is None:
-            raise web.HTTPNotFound
-        return web.FileResponse(path)  # answers Range and If-Range, sends ETag and Last-Modified
-
-    application = web.Application()
-    application.add_routes([web.get("/{name}", send)])
-    return application

@@ -40,6 +40,7 @@ FRAME_STRUCT = pa.struct(
         ("median", pa.float32()),
         ("p95", pa.float32()),
         ("max", pa.float32()),
+        ("crc32", pa.uint32()),  # of the frame's packet in the depth file
     ]
 )
 
@@ -78,7 +79,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "num_depth_frames": (pa.int32(), "frames in the depth file"),
     "frames": (
         pa.list_(FRAME_STRUCT),
-        "per depth frame: `index`, `time_seconds`, `focal_length_px`, inverse depth `min p05 median p95 max`",
+        "per depth frame: `index`, `time_seconds`, `focal_length_px`, inverse depth `min p05 median p95 max`, `crc32`",
     ),
     "depth_thumbnail": (
         pa.list_(pa.float32(), THUMBNAIL_WIDTH * THUMBNAIL_HEIGHT),
@@ -148,7 +149,7 @@ def clip_id_for(url: str, member: str | None = None) -> str:
     stem = PurePosixPath(name).stem
     if parse_kinetics_name(stem):
         return stem
-    harmless = re.sub(r"[^A-Za-z0-9-]+", "_", stem).strip("_")[:60] or "clip"
+    harmless = re.sub(r"[^A-Za-z0-9-]+", "_", stem).strip("_-")[:60] or "clip"
     digest = hashlib.sha256(f"{url}\n{member or ''}".encode()).hexdigest()[:10]
     return f"{harmless}_{digest}"
 

@@ -1,0 +1,149 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import Run
+
+import kdepth
+from kdepth.dataset import ClipWriter, lance_path, read_rows
+from kdepth.errors import DatasetError
+from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, new_row
+
+
+def rows(names: str, **columns: object) -> list[dict[str, object]]:
+    return [new_row(clip_id=name, status=OK, **columns) for name in names]
+
+
+def test_rows_come_back_as_they_were_committed_with_the_run_that_did(tmp_path: Path) -> None:
+    writer = ClipWriter(tmp_path, "run-1")
+    before = datetime.now(UTC)
+    frames = [
+        {
+            **dict.fromkeys(("focal_length_px", "min", "p05", "median", "p95", "max"), 0.5),
+            "index": 0,
+            "time_seconds": 0.0,
+        }
+    ]
+    writer.add(new_row(clip_id="a", status=OK, label="it's", frames=frames, depth_thumbnail=[0.25] * 144, width=640))
+    writer.add(new_row(clip_id="b", status=FAILED, failed_stage="download", error_type="HttpStatusError"))
+    writer.finish()
+    ds = kdepth.open_dataset(tmp_path)
+    assert len(ds) == 2
+    assert ds.table().schema == CLIP_SCHEMA
+    row = ds["a"].row
+    assert (row["label"], row["width"], row["frames"], row["depth_thumbnail"]) == ("it's", 640, frames, [0.25] * 144)
+    assert row["run_id"] == "run-1"
+    assert before <= row["committed_at"] <= datetime.now(UTC)
+    assert pq.read_table(tmp_path / "clips.parquet").equals(ds.lance.to_table())
+    assert ds.failures().to_pylist()[0]["clip_id"] == "b"
+
+
+def test_a_row_replaces_the_one_of_an_earlier_run_and_counts_once_within_a_run(tmp_path: Path) -> None:
+    first = ClipWriter(tmp_path, "run-1")
+    assert [first.add(row) for row in rows("abca", label="old")] == [True, True, True, False]
+    first.finish()
+    second = ClipWriter(tmp_path, "run-2")
+    for row in rows("cd", label="new"):
+        second.add(row)
+    second.finish()
+    table = kdepth.open_dataset(tmp_path).table(columns=["clip_id", "label", "run_id"])
+    assert table.to_pydict() == {
+        "clip_id": ["a", "b", "c", "d"],
+        "label": ["old", "old", "new", "new"],
+        "run_id": ["run-1", "run-1", "run-2", "run-2"],
+    }
+
+
+def test_commits_are_small_transactions_and_are_there_at_once(tmp_path: Path) -> None:
+    writer = ClipWriter(tmp_path, "run")
+    for index in range(200):
+        writer.add(new_row(clip_id=f"{index:03d}", status=OK))
+    visible = read_rows(tmp_path, ["clip_id"]).num_rows
+    assert 128 <= visible < 200  # without finish or commit
+    writer.commit()
+    assert read_rows(tmp_path, ["clip_id"]).num_rows == 200
+
+
+def test_two_writers_on_one_root_lose_nothing(tmp_path: Path) -> None:
+    one, two = ClipWriter(tmp_path, "one"), ClipWriter(tmp_path, "two")
+    for index in range(20):
+        one.add(new_row(clip_id=f"one-{index}", status=OK))
+        two.add(new_row(clip_id=f"two-{index}", status=OK))
+        one.commit()
+        two.commit()
+    one.finish()
+    two.finish()
+    ids = kdepth.open_dataset(tmp_path).table(columns=["clip_id"])["clip_id"].to_pylist()
+    assert sorted(ids) == sorted({f"{who}-{index}" for who in ("one", "two") for index in range(20)})
+
+
+def test_rows_that_vanished_are_noticed(tmp_path: Path) -> None:
+    import lance
+
+    writer = ClipWriter(tmp_path, "run")
+    for row in rows("abc"):
+        writer.add(row)
+    writer.commit()
+    lance.dataset(str(lance_path(tmp_path))).delete("clip_id = 'b'")
+    with pytest.raises(DatasetError, match="1 are missing"):
+        writer.finish()
+
+
+def test_a_row_that_is_no_longer_true_can_be_taken_back(tmp_path: Path) -> None:
+    writer = ClipWriter(tmp_path, "run-1")
+    writer.add(new_row(clip_id="part'_0", status=FAILED))
+    writer.finish()
+    writer = ClipWriter(tmp_path, "run-2")
+    writer.discard("part'_0")
+    writer.finish()
+    assert len(kdepth.open_dataset(tmp_path)) == 0
+
+
+def test_a_query_is_pushed_down_and_a_wrong_one_says_which_columns_there_are(sample_run: Run) -> None:
+    ds = kdepth.open_dataset(sample_run.root)
+    some = ds.table(where="num_frames > 100 AND label IS NOT NULL", columns=["label"])
+    assert some.column_names == ["label"]
+    assert 0 < some.num_rows < len(ds)
+    with pytest.raises(ValueError, match="average_fps"):
+        ds.table(where="fps > 10")
+    with pytest.raises(ValueError, match="average_fps"):
+        ds.table(columns=["fps"])
+    with pytest.raises(KeyError, match="no clip 'x'"):
+        ds["x"]
+    with pytest.raises(DatasetError, match="run the pipeline"):
+        kdepth.open_dataset(sample_run.root / "nowhere")
+
+
+def test_frames_and_their_depth_belong_together(sample_run: Run) -> None:
+    clip = next(iter(kdepth.open_dataset(sample_run.root)))
+    assert len(clip.depth_indices) == clip.row["num_depth_frames"] > 1
+    index = clip.depth_indices[1]
+    assert index == round(clip.row["average_fps"] / 2)
+    rgb, inverse_depth = clip.frame(index), clip.inverse_depth(index)
+    assert (rgb.dtype, inverse_depth.dtype) == (np.uint8, np.float32)
+    assert rgb.shape == (*inverse_depth.shape, 3) == (clip.row["height"], clip.row["width"], 3)
+    assert inverse_depth.max() == clip.row["frames"][1]["max"]
+    for number, frame in enumerate(clip.frames()):
+        if number == index:
+            assert np.array_equal(frame, rgb)
+    capture = cv2.VideoCapture(str(clip.depth_path))
+    capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
+    assert capture.read()[0]
+    bits = capture.read()[1]
+    assert np.array_equal(bits.view(np.float16).reshape(inverse_depth.shape).astype(np.float32), inverse_depth)
+    with pytest.raises(IndexError, match="has no depth"):
+        clip.inverse_depth(index + 1)
+    with pytest.raises(IndexError, match="it has frames 0 to"):
+        clip.frame(10_000)
+    with pytest.raises(DatasetError, match="no metres"):
+        clip.depth_m(index)
+
+
+def test_the_readme_explains_every_column() -> None:
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
+    for name, (_, meaning) in COLUMNS.items():
+        assert f"| `{name}` |" in readme
+        assert meaning in readme

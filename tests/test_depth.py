@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdepth.depth import estimate_clip_depth, frame_selector
+from kdepth.depth_video import read_depth, read_frames
+from kdepth.errors import DatasetError, DepthError
+from kdepth.models import DepthModel, load_model
+from kdepth.samples import rendered_clips
+
+
+@pytest.fixture(scope="module")
+def model() -> DepthModel:
+    return load_model("small")
+
+
+@pytest.fixture(scope="module")
+def clip() -> Path:
+    return next(iter(rendered_clips().values()))
+
+
+def picked(frames: str, fps: float, num_frames: int) -> list[int]:
+    wanted = frame_selector(frames, num_frames)
+    return [index for index in range(num_frames) if wanted(index, index / fps)]
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "expected"),
+    [
+        ("all", 24, list(range(50))),
+        ("first", 24, [0]),
+        ("middle", 24, [25]),
+        ("2", 24, [0, 12, 24, 36, 48]),
+        ("2", 30000 / 1001, [0, 15, 30, 45]),
+        ("0.5", 24, [0, 48]),
+        ("1", 25, [0, 25]),
+        ("100", 24, list(range(50))),  # more than there are: each once
+    ],
+)
+def test_the_right_frames_are_taken(frames: str, fps: float, expected: list[int]) -> None:
+    assert picked(frames, fps, 50) == expected
+
+
+@pytest.mark.parametrize("frames", ["", "none", "0", "-1", "nan", "inf"])
+def test_other_values_of_frames_are_named(frames: str) -> None:
+    with pytest.raises(ValueError, match="frames="):
+        frame_selector(frames, 10)
+
+
+def test_one_depth_frame_for_each_frame_with_its_statistics(model: DepthModel, clip: Path, tmp_path: Path) -> None:
+    row = estimate_clip_depth(clip, tmp_path / "depth" / "clip.mkv", model)
+    video = list(read_frames(clip))
+    depth = [frame.astype(np.float32) for frame in read_depth(tmp_path / "depth" / "clip.mkv")]
+    assert row["num_depth_frames"] == len(depth) == len(video) == len(row["frames"])
+    assert (row["depth_model"], row["depth_kind"], row["depth_frames"]) == (model.identity, "relative", "all")
+    assert row["depth_bytes"] == (tmp_path / "depth" / "clip.mkv").stat().st_size
+    for statistics, frame, inverse_depth in zip(row["frames"], video, depth, strict=True):
+        assert (statistics["index"], statistics["time_seconds"]) == (frame.index, frame.time_seconds)
+        assert inverse_depth.shape == frame.rgb.shape[:2]
+        assert statistics["min"] == inverse_depth.min()
+        assert statistics["max"] == inverse_depth.max()
+        assert statistics["median"] == pytest.approx(np.median(inverse_depth), rel=0.03)
+        assert statistics["min"] <= statistics["p05"] <= statistics["median"] <= statistics["p95"] <= statistics["max"]
+    assert len(row["depth_thumbnail"]) == 144
+    assert np.mean(row["depth_thumbnail"]) == pytest.approx(np.mean(depth), rel=1e-3)
+    assert 0 <= row["flicker"] < 0.1
+
+
+def test_the_same_clip_twice_gives_the_same_file(model: DepthModel, clip: Path, tmp_path: Path) -> None:
+    for name in ("a.mkv", "b.mkv"):
+        estimate_clip_depth(clip, tmp_path / name, model, frames="4")
+    a, b = (list(read_depth(tmp_path / name)) for name in ("a.mkv", "b.mkv"))
+    assert all(np.array_equal(first, second) for first, second in zip(a, b, strict=True))
+
+
+def test_a_middle_frame_is_found_without_being_told_the_length(model: DepthModel, clip: Path, tmp_path: Path) -> None:
+    row = estimate_clip_depth(clip, tmp_path / "depth.mkv", model, frames="middle")
+    num_frames = sum(1 for _ in read_frames(clip))
+    assert [frame["index"] for frame in row["frames"]] == [num_frames // 2]
+    assert row["flicker"] is None
+
+
+def test_depth_that_can_not_be_stored_is_an_error_and_no_file(clip: Path, tmp_path: Path) -> None:
+    import torch
+
+    def predict(frames: torch.Tensor, focal_length_px: float | None) -> tuple[torch.Tensor, None]:
+        return -torch.zeros(len(frames), *frames.shape[2:]), None
+
+    broken = DepthModel(predict, kind="relative", name="broken", revision="0", batch_size=4)
+    with pytest.raises(DepthError, match="frame 0"):
+        estimate_clip_depth(clip, tmp_path / "depth.mkv", broken, frames="first")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_clip_is_an_error(model: DepthModel, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError):
+        estimate_clip_depth(tmp_path / "missing.mp4", tmp_path / "depth.mkv", model)

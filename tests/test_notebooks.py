@@ -1,0 +1,90 @@
+"""The notebooks as papermill runs them. That their cells give what they show is nbval's part of the suite."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import kdepth
+from kdepth import samples
+
+PROJECT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+
+
+def papermill(*arguments: str | Path, cwd: Path) -> str:
+    command = [sys.executable, "-m", "papermill", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def outputs(notebook: Path) -> str:
+    cells = nbformat.read(notebook, as_version=4).cells
+    found = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in found)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_committed_notebook_was_run_and_is_fit_for_the_web(path: Path) -> None:
+    assert path.stat().st_size < 3_000_000
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].cell_type == "markdown"
+    assert code[1].metadata.tags == ["parameters"]
+    for cell in code:
+        assert cell.execution_count, cell.source  # nbval passes over cells that were never run
+        assert len(cell.source.splitlines()) <= 16, cell.source
+        assert not any(output.output_type == "error" for output in cell.outputs)
+    assert any("NBVAL_CHECK_OUTPUT" in cell.source for cell in code)
+    text = path.read_text()
+    for private in (str(PROJECT), str(Path.home()), "/tmp/"):
+        assert private not in text
+
+
+def test_papermill_help_reads_like_documentation() -> None:
+    text = papermill("--help-notebook", "notebooks/pipeline.ipynb", cwd=PROJECT)
+    for name, kind, default in [
+        ("url_list", "str", '""'),
+        ("annotations", "str", '""'),
+        ("root", "str", '"outputs/kinetics"'),
+        ("height", "int", "360"),
+        ("model", "str", '"small"'),
+        ("frames", "str", '"all"'),
+        ("limit", "int", "0"),
+        ("allow_private_hosts", "bool", "False"),
+        ("retry_failed", "bool", "False"),
+        ("keep_raw", "bool", "True"),
+        ("ray_address", "str", '""'),
+    ]:
+        line = next(i for i, line in enumerate(text.splitlines()) if line.strip().startswith(f"{name}: {kind}"))
+        assert f"(default {default})" in text.splitlines()[line]
+        # What it means stands beside it or below.
+        assert len(" ".join(text.splitlines()[line : line + 2])) > len(f"  {name}: {kind} (default {default})") + 15
+
+
+def test_the_pipeline_runs_headless_with_a_list_of_ones_own(
+    sample_server: samples.SampleServer, tmp_path: Path
+) -> None:
+    base = sample_server.url_list.read_text().splitlines()[0].rpartition("/")[0]
+    first, *_ = samples.rendered_clips()
+    urls = tmp_path / "my.txt"
+    urls.write_text(f"{base}/{first}.mp4\n{base}/missing.mp4\n")
+    root = tmp_path / "x"
+    parameters = ["-p", "url_list", "my.txt", "-p", "allow_private_hosts", "True", "-p", "model", "small"]
+    parameters += ["-p", "frames", "middle", "-p", "root", root]
+    # From another folder than the project's: the list is relative to it.
+    papermill(PROJECT / "notebooks" / "pipeline.ipynb", tmp_path / "out.ipynb", *parameters, cwd=tmp_path)
+    ds = kdepth.open_dataset(root)
+    assert sorted(ds.table(columns=["status"])["status"].to_pylist()) == ["failed", "ok"]
+    assert len(ds[first].depth_indices) == 1
+    shown = outputs(tmp_path / "out.ipynb")
+    assert "1 clips ok, 1 failed" in shown
+    assert "HttpStatusError" in shown
+
+    # The same command again does no work and says so.
+    papermill(PROJECT / "notebooks" / "pipeline.ipynb", tmp_path / "again.ipynb", *parameters, cwd=tmp_path)
+    assert "Nothing to do" in outputs(tmp_path / "again.ipynb")
+    assert kdepth.open_dataset(root).lance.version == ds.lance.version

@@ -1,0 +1,167 @@
+"""The verbs over a real Ray, a real server and real files."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import Run, run_pipeline
+
+import kdepth
+from kdepth import samples
+
+HTML = b"<!DOCTYPE html><html><body>This video is not here any more.</body></html>" * 20
+
+
+def statuses(root: Path) -> Counter[str]:
+    return Counter(kdepth.open_dataset(root).table(columns=["status"])["status"].to_pylist())
+
+
+def test_every_sample_clip_arrives_once_whole_and_labelled(sample_run: Run) -> None:
+    rendered, real = samples.rendered_clips(), samples.real_clips()
+    assert len(rendered) == 6
+    assert len(real) == 3
+    ds = kdepth.open_dataset(sample_run.root)
+    table = ds.table()
+    assert table["clip_id"].to_pylist() == sorted([*rendered, *real])
+    assert set(table["status"].to_pylist()) == {"ok"}
+    assert None not in table["label"].to_pylist()
+    assert sum(member is not None for member in table["archive_member"].to_pylist()) == 3
+    for clip in ds:
+        row = clip.row
+        assert min(row["width"], row["height"]) == 360
+        assert (ds.root / row["raw_path"]).stat().st_size == row["raw_bytes"]
+        assert clip.video_path.stat().st_size == row["video_bytes"]
+        assert clip.depth_path.stat().st_size == row["depth_bytes"]
+        seconds = row["duration_seconds"]
+        assert row["num_depth_frames"] == len(clip.depth_indices) == pytest.approx(seconds * 2, abs=1)
+        for stage in ("download", "transcode", "depth"):
+            assert row[f"{stage}_seconds"] > 0
+        assert row["download_started_at"] <= row["transcode_started_at"] <= row["depth_started_at"]
+    assert sample_run.report.num_ok == 9
+    assert sample_run.report.num_failed == 0
+    assert sample_run.report.annotated_without_clip == 0
+    assert sample_run.report.clips_without_annotation == 0
+    assert not list(ds.root.rglob("*.part"))
+
+
+def test_the_same_again_does_nothing_and_says_so(sample_run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    version = kdepth.open_dataset(sample_run.root).lance.version
+    assert kdepth.pending(sample_run.sources, sample_run.root, frames="2").num_rows == 0
+    report = run_pipeline(sample_run.sources, sample_run.root, frames="2")
+    assert str(report).startswith("Nothing to do")
+    assert kdepth.open_dataset(sample_run.root).lance.version == version
+
+
+def test_bad_sources_are_failed_rows_and_stop_nobody(
+    ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path
+) -> None:
+    base = sample_server.url_list.read_text().splitlines()[0].rpartition("/")[0]
+    good = next(iter(samples.rendered_clips()))
+    page = Path(sample_server.url_list).with_name("page.mp4")
+    page.write_bytes(HTML)
+    sample_server.serve("page.mp4", page)
+    urls = tmp_path / "urls.txt"
+    urls.write_text(
+        f"{base}/missing.mp4\nhttp://no-such-host.invalid/a.mp4\n{base}/page.mp4\n# the good one\n{base}/{good}.mp4\n"
+    )
+    root = tmp_path / "root"
+    report = run_pipeline(kdepth.read_sources(urls), root, frames="middle")
+    assert (report.num_ok, report.num_failed) == (1, 3)
+    failures = {row["clip_id"].rsplit("_", 1)[0]: row for row in kdepth.open_dataset(root).failures().to_pylist()}
+    assert {name: (row["failed_stage"], row["error_type"]) for name, row in failures.items()} == {
+        "missing": ("download", "HttpStatusError"),
+        "a": ("download", "HostUnreachableError"),
+        "page": ("download", "NotAVideoError"),
+    }
+    assert "404" in failures["missing"]["error_message"]
+    assert "HTML" in failures["page"]["error_message"]
+    clip = kdepth.open_dataset(root)[good]
+    assert clip.depth_indices == [clip.row["num_frames"] // 2]
+    assert "3 failed" in str(report)
+
+    # Again: nothing. With retry_failed: those that can change. After the page became a video: that one.
+    sources = kdepth.read_sources(urls)
+    assert kdepth.pending(sources, root, frames="middle").num_rows == 0
+    again = kdepth.pending(sources, root, frames="middle", retry_failed=True)["clip_id"].to_pylist()
+    assert sorted(name.rsplit("_", 1)[0] for name in again) == ["a", "page"]
+    sample_server.serve("page.mp4", samples.rendered_clips()[good])
+    run_pipeline(sources, root, frames="middle", retry_failed=True)
+    assert statuses(root) == {"ok": 2, "failed": 2}
+
+
+def test_a_later_run_redoes_what_it_must_and_no_more(
+    ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path
+) -> None:
+    sources = kdepth.read_sources(sample_server.url_list, limit=2)
+    run_pipeline(sources, tmp_path, frames="middle")
+
+    def what_changed() -> dict[str, tuple[int, ...]]:
+        table = kdepth.open_dataset(tmp_path).table().to_pylist()
+        return {
+            row["clip_id"]: tuple(row[f"{stage}_started_at"] for stage in ("download", "transcode", "depth"))
+            for row in table
+        }
+
+    before = what_changed()
+    run_pipeline(sources, tmp_path, frames="first")  # depth alone
+    after = what_changed()
+    assert len(after) == 2
+    for clip_id, (download, transcode, depth) in after.items():
+        assert transcode is None or transcode == before[clip_id][1]
+        assert download is None or download == before[clip_id][0]
+        assert depth > before[clip_id][2]
+    run_pipeline(sources, tmp_path, frames="first", height=180)  # transcode and depth
+    heights = kdepth.open_dataset(tmp_path).table(columns=["height"])["height"].to_pylist()
+    assert heights == [180, 180]
+
+    # A file that is not what its row says is made again, and nothing else.
+    clips = list(kdepth.open_dataset(tmp_path))
+    clips[0].depth_path.write_bytes(b"not a depth file")
+    todo = kdepth.pending(sources, tmp_path, frames="first", height=180)
+    assert todo["clip_id"].to_pylist() == [clips[0].clip_id]
+    run_pipeline(sources, tmp_path, frames="first", height=180)
+    assert kdepth.open_dataset(tmp_path)[clips[0].clip_id].inverse_depth(0).shape == (180, 320)
+
+
+def test_an_archive_that_broke_is_a_failed_row_until_it_is_whole(
+    ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path
+) -> None:
+    base = sample_server.url_list.read_text().splitlines()[0].rpartition("/")[0]
+    whole = Path(sample_server.url_list).with_name("part_0.tar.gz").read_bytes()
+    broken = tmp_path / "broken.tar.gz"
+    broken.write_bytes(whole[: len(whole) // 2] + bytes(1000) + whole[len(whole) // 2 + 1000 :])
+    sample_server.serve("val.tar.gz", broken)
+    sources = kdepth.read_sources([f"{base}/val.tar.gz"])
+    root = tmp_path / "root"
+    run_pipeline(sources, root, frames="middle")
+    before = statuses(root)
+    assert before["failed"] == 1
+    failure = kdepth.open_dataset(root).failures().to_pylist()[0]
+    assert failure["error_type"] == "ArchiveError"
+    assert "at byte" in failure["error_message"]
+
+    (tmp_path / "whole.tar.gz").write_bytes(whole)
+    sample_server.serve("val.tar.gz", tmp_path / "whole.tar.gz")
+    run_pipeline(sources, root, frames="middle", retry_failed=True)
+    assert statuses(root) == {"ok": 3}
+    assert kdepth.pending(sources, root, frames="middle").num_rows == 0
+
+
+def test_raw_files_need_not_be_kept(ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path) -> None:
+    sources = kdepth.read_sources(sample_server.url_list, limit=1)
+    run_pipeline(sources, tmp_path, frames="middle", keep_raw=False)
+    assert list((tmp_path / "raw").iterdir()) == []
+    assert kdepth.open_dataset(tmp_path).table(columns=["raw_path", "status"]).to_pylist() == [
+        {"raw_path": None, "status": "ok"}
+    ]
+    assert kdepth.pending(sources, tmp_path, frames="middle").num_rows == 0
+
+
+def test_a_caller_is_told_what_is_allowed(ray_cluster: None, sample_run: Run, tmp_path: Path) -> None:
+    clips = kdepth.download(sample_run.sources, tmp_path)
+    with pytest.raises(ValueError, match="height=361"):
+        kdepth.transcode(clips, tmp_path, height=361)
+    with pytest.raises(ValueError, match="frames="):
+        kdepth.estimate_depth(clips, tmp_path, frames="nth")
+    with pytest.raises(kdepth.DepthError):
+        kdepth.estimate_depth(clips, tmp_path, model="no-such/model")
