@@ -1,0 +1,206 @@
+"""URL lists and Kinetics annotation files -> a table of sources."""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+from yarl import URL
+
+from kdepth.errors import SourceError
+from kdepth.schema import ARCHIVE_SUFFIXES, SOURCE_SCHEMA, clip_id_for, kinetics_clip_id, parse_kinetics_name
+
+_YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+YOUTUBE_HOSTS = frozenset({"youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be"})
+# What an annotation file without a header line looks like.
+_ANNOTATION_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split", "is_cc")
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One row of `SOURCE_SCHEMA`."""
+
+    clip_id: str
+    url: str | None
+    kind: str
+    youtube_id: str | None = None
+    time_start_seconds: float | None = None
+    time_end_seconds: float | None = None
+    label: str | None = None
+    split: str | None = None
+    max_clips: int | None = None
+
+
+def read_sources(
+    sources: str | Path | Sequence[str],
+    *,
+    annotations: str | Path | None = None,
+    limit: int = 0,
+    sample_seed: int | None = None,
+) -> pa.Table:
+    """Read what is to be downloaded.
+
+    Args:
+        sources: A list of URLs; or a file: ``.txt`` with one URL a line (blank lines and ``#`` ignored), a csv with a
+            ``url`` column, or a Kinetics annotation file (``label,youtube_id,time_start,time_end,split[,is_cc]``,
+            labels may be missing), whose clips are then fetched from YouTube. A URL leads to a video file, or to an
+            archive of them by its suffix (``schema.ARCHIVE_SUFFIXES``).
+        annotations: A Kinetics annotation file, joined by ``clip_id`` with the URLs here and with what archives hold.
+        limit: At most so many clips; 0: all. Each URL gives one first; if there are fewer URLs than that, the archives
+            share the rest evenly (``max_clips``).
+        sample_seed: Shuffle the URLs, always in the same way for the same seed; None: keep their order.
+
+    Returns:
+        One row a source with ``schema.SOURCE_SCHEMA``, each once. ``kind`` is ``"video"``, ``"archive"``, ``"youtube"``
+        or, for annotated clips that no URL here provides, ``"annotation"`` (``url`` is null): they are looked up when
+        archives are read, and do not count for ``limit``.
+
+    Raises:
+        SourceError: A file can't be read or holds nothing, or a line is malformed; names file and line.
+        ValueError: ``limit`` is negative.
+    """
+    if limit < 0:
+        raise ValueError(f"limit={limit} must be 0 (all) or more")
+    annotated = _once(_read_annotations(Path(annotations))) if annotations is not None else {}
+    if isinstance(sources, str | Path):
+        rows = _once(_read_file(Path(sources)))
+        where = str(sources)
+    else:
+        where = "the list of URLs"
+        rows = _once(_from_url(url, f"sources[{index}]") for index, url in enumerate(sources))
+    if not rows:
+        raise SourceError(f"{where} holds no sources")
+
+    entries = [_with_annotation(row, annotated.get(row.clip_id)) for row in rows.values()]
+    if sample_seed is not None:
+        random.Random(sample_seed).shuffle(entries)
+    if limit:
+        entries = _limited(entries, limit)
+    lookups = [replace(row, kind="annotation", url=None) for row in annotated.values() if row.clip_id not in rows]
+    found = entries + lookups
+    columns = {name: [getattr(row, name) for row in found] for name in SOURCE_SCHEMA.names}
+    return pa.table(columns, schema=SOURCE_SCHEMA)
+
+
+def _limited(entries: list[_Source], limit: int) -> list[_Source]:
+    entries = entries[:limit]
+    num_archives = sum(row.kind == "archive" for row in entries)
+    if not num_archives:
+        return entries
+    each, more = divmod(limit - len(entries), num_archives)
+    shares = iter([1 + each + (index < more) for index in range(num_archives)])
+    return [replace(row, max_clips=next(shares)) if row.kind == "archive" else row for row in entries]
+
+
+def _once(rows: Iterable[_Source]) -> dict[str, _Source]:
+    """By clip_id; of several the first."""
+    found: dict[str, _Source] = {}
+    for row in rows:
+        found.setdefault(row.clip_id, row)
+    return found
+
+
+def _with_annotation(row: _Source, found: _Source | None) -> _Source:
+    if found is None or row.kind == "archive":
+        return row
+    return replace(found, url=row.url, kind=row.kind, label=row.label or found.label, split=row.split or found.split)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SourceError(f"{path} can't be read: {exc}") from exc
+
+
+def _read_file(path: Path) -> Iterator[_Source]:
+    lines = _read_lines(path)
+    # K600's annotation files are named .txt: the first line tells, not the name.
+    first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+    columns = [name.strip().lower() for name in next(csv.reader([first]), [])]
+    if "url" in columns:
+        yield from _read_url_csv(path, lines)
+    elif "youtube_id" in columns or (len(columns) >= 4 and "://" not in first) or path.suffix.lower() == ".csv":
+        for row in _read_annotations(path):
+            yield replace(row, url=f"https://www.youtube.com/watch?v={row.youtube_id}", kind="youtube")
+    else:
+        for number, line in enumerate(lines, 1):
+            if line.strip() and not line.lstrip().startswith("#"):
+                yield _from_url(line.strip(), f"{path}, line {number}")
+
+
+def _read_url_csv(path: Path, lines: list[str]) -> Iterator[_Source]:
+    for where, fields in _records(path, lines):
+        row = _from_url(fields.get("url", ""), where)
+        if fields.get("youtube_id") and fields.get("time_start"):
+            row = replace(_from_annotation(fields, where), url=row.url, kind=row.kind)
+        yield replace(row, label=fields.get("label") or None, split=fields.get("split") or None)
+
+
+def _read_annotations(path: Path) -> Iterator[_Source]:
+    for where, fields in _records(path, _read_lines(path)):
+        yield _from_annotation(fields, where)
+
+
+def _records(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """``(place, {column: value})`` of each line of a csv; the column names may be missing in an annotation file."""
+    reader = csv.reader(lines, strict=True)
+    columns: list[str] = []
+    try:
+        for values in reader:
+            where = f"{path}, line {reader.line_num}"
+            values = [value.strip() for value in values]
+            if not any(values):
+                continue
+            if not columns:
+                columns = [value.lower() for value in values]
+                if "url" in columns or "youtube_id" in columns:
+                    continue
+                columns = list(_ANNOTATION_COLUMNS[: len(values)])
+                if len(values) < 4 or not _YOUTUBE_ID.fullmatch(values[1]):
+                    raise SourceError(f"{where}: no column is named 'url' or 'youtube_id'")
+            if len(values) != len(columns):
+                raise SourceError(f"{where}: {len(values)} fields, expected {len(columns)} ({', '.join(columns)})")
+            yield where, dict(zip(columns, values, strict=True))
+    except csv.Error as exc:
+        raise SourceError(f"{path}, line {reader.line_num}: {exc}") from exc
+
+
+def _from_annotation(fields: dict[str, str], where: str) -> _Source:
+    youtube_id = fields.get("youtube_id", "")
+    if not _YOUTUBE_ID.fullmatch(youtube_id):
+        raise SourceError(f"{where}: youtube_id {youtube_id!r} is not 11 letters, digits, '-' or '_'")
+    try:
+        start, end = float(fields.get("time_start", "")), float(fields.get("time_end", ""))
+    except ValueError as exc:
+        raise SourceError(f"{where}: time_start and time_end must be numbers of seconds") from exc
+    if not (0 <= start < end and math.isfinite(end)):
+        raise SourceError(f"{where}: time_start {start:g} and time_end {end:g} must be 0 <= start < end")
+    clip_id = kinetics_clip_id(youtube_id, start, end)
+    label, split = fields.get("label") or None, fields.get("split") or None
+    return _Source(clip_id, None, "annotation", youtube_id, start, end, label, split)
+
+
+def _from_url(text: str, where: str) -> _Source:
+    """A URL with spaces, brackets and the like quoted. Errors do not show it: it may hold a password."""
+    try:
+        url = URL(text)
+    except (ValueError, TypeError) as exc:
+        raise SourceError(f"{where}: not a URL") from exc
+    if url.scheme not in ("http", "https") or not url.host or re.search(r"\s", url.host):
+        raise SourceError(f"{where}: not an http or https URL")
+    if url.host in YOUTUBE_HOSTS:
+        youtube_id = url.query.get("v") or url.name
+        if not _YOUTUBE_ID.fullmatch(youtube_id):
+            raise SourceError(f"{where}: not the URL of a YouTube video")
+        return _Source(clip_id_for(str(url), youtube_id), str(url), "youtube", youtube_id)
+    kind = "archive" if url.path.lower().endswith(ARCHIVE_SUFFIXES) else "video"
+    clip_id = clip_id_for(str(url))
+    youtube_id_and_times = parse_kinetics_name(clip_id) if kind == "video" else None
+    return _Source(clip_id, str(url), kind, *(youtube_id_and_times or ()))

@@ -1,0 +1,511 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import pickle
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import nbformat
+import pytest
+from http_server import Fault, Server, serve
+from nbclient import NotebookClient
+
+import kdepth
+from kdepth import addresses
+from kdepth.download import Fetched, client_session, fetch, public_url, run
+from kdepth.errors import (
+    DownloadError,
+    DownloadTimeoutError,
+    DownloadTooLargeError,
+    HostUnreachableError,
+    HttpStatusError,
+    IncompleteDownloadError,
+    NotAVideoError,
+    RefusedAddressError,
+)
+
+# What a file of 3 MB looks like from outside: an MP4's first bytes, then noise.
+VIDEO = b"\0\0\0\x18ftypmp42" + random.Random(4).randbytes(3_000_000)
+SHA256 = hashlib.sha256(VIDEO).hexdigest()
+NAME = "some clip [1].mp4"
+PUBLIC = "http://93.184.215.14"  # an address that nothing here connects to
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / NAME).write_bytes(VIDEO)
+    return tmp_path / "www"
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    with serve(folder) as server:
+        yield server
+
+
+async def get(url: str, path: Path, **options: Any) -> Fetched:
+    return await fetch(url, path, **{"allow_private_hosts": True, "backoff_seconds": 0.001} | options)
+
+
+def leftovers(path: Path) -> list[str]:
+    return sorted(file.name for file in path.parent.iterdir() if file.is_file())
+
+
+async def test_a_file_arrives_whole(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "clip.mp4"
+    fetched = await get(server.url(NAME), path)
+    assert path.read_bytes() == VIDEO
+    assert (fetched.path, fetched.num_bytes, fetched.sha256) == (path, len(VIDEO), SHA256)
+    assert (fetched.http_status, fetched.attempts) == (200, 1)
+    assert leftovers(path) == ["clip.mp4"]
+    assert server.bytes_sent == len(VIDEO)
+
+
+RESETS = [Fault(reset_at=0.5), Fault(reset_at=0.75), Fault(reset_at=0.9)]
+
+
+@pytest.mark.parametrize(
+    "validators", [{}, {"etag": False}, {"etag": False, "last_modified": False}], ids=["etag", "date", "nothing"]
+)
+@pytest.mark.parametrize(
+    ("faults", "attempts"),
+    [
+        (RESETS, 4),
+        ([Fault(reset_at=0.5)] * 3, 4),
+        ([Fault(extra_length=100)], 2),
+        ([Fault(chunked=True, reset_at=0.5)], 2),
+        ([Fault(503, {"Retry-After": "0"}), Fault(503), Fault(reset_at=0.5)], 4),
+        ([Fault(reset_at=0.5), Fault(500), Fault(429)], 4),
+    ],
+    ids=["resets", "resets-at-once", "length", "chunked", "503", "mixed"],
+)
+async def test_a_transfer_goes_on_where_it_broke(
+    folder: Path, tmp_path: Path, faults: list[Fault], attempts: int, validators: dict[str, bool]
+) -> None:
+    with serve(folder, faults={NAME: faults}, **validators) as server:
+        fetched = await get(server.url(NAME), tmp_path / "clip.mp4")
+        assert (fetched.sha256, fetched.attempts) == (SHA256, attempts)
+        assert server.bytes_sent == len(VIDEO)
+    assert (tmp_path / "clip.mp4").read_bytes() == VIDEO
+    assert leftovers(tmp_path / "clip.mp4") == ["clip.mp4"]
+
+
+async def test_a_server_without_ranges_is_asked_from_the_start(folder: Path, tmp_path: Path) -> None:
+    with serve(folder, ranges=False, faults={NAME: RESETS}) as server:
+        fetched = await get(server.url(NAME), tmp_path / "clip.mp4")
+        assert [request.status for request in server.requests] == [200] * 4
+    assert fetched.sha256 == SHA256
+    assert (tmp_path / "clip.mp4").read_bytes() == VIDEO
+
+
+async def test_many_breaks_of_a_long_file_are_no_reason_to_give_up(folder: Path, tmp_path: Path) -> None:
+    data = VIDEO * 5
+    (folder / "long.mp4").write_bytes(data)
+    faults = [Fault(reset_at=step / 10) for step in range(1, 10)]
+    with serve(folder, faults={"long.mp4": faults}) as server:
+        fetched = await get(server.url("long.mp4"), tmp_path / "clip.mp4", attempts=2)
+        assert server.bytes_sent == len(data)
+    assert (fetched.attempts, fetched.sha256) == (10, hashlib.sha256(data).hexdigest())
+
+
+async def test_a_file_that_changes_meanwhile_is_taken_anew(server: Server, folder: Path, tmp_path: Path) -> None:
+    other = VIDEO[:100] + random.Random(5).randbytes(len(VIDEO) - 100)
+    server.fail_next(NAME, Fault(reset_at=0.5))
+    with pytest.raises(IncompleteDownloadError, match=f"of {len(VIDEO)} bytes"):
+        await get(server.url(NAME), tmp_path / "clip.mp4", attempts=1)
+    assert leftovers(tmp_path / "clip.mp4") == ["clip.mp4.part", "clip.mp4.part.json"]
+    (folder / NAME).write_bytes(other)
+    fetched = await get(server.url(NAME), tmp_path / "clip.mp4")
+    assert fetched.sha256 == hashlib.sha256(other).hexdigest()
+    assert (tmp_path / "clip.mp4").read_bytes() == other
+    assert [request.status for request in server.requests] == [200, 200]
+
+
+async def test_a_later_call_goes_on(server: Server, tmp_path: Path) -> None:
+    server.fail_next(NAME, Fault(reset_at=0.6))
+    with pytest.raises(IncompleteDownloadError) as caught:
+        await get(server.url(NAME), tmp_path / "clip.mp4", attempts=1)
+    assert caught.value.http_status == 200
+    fetched = await get(server.url(NAME), tmp_path / "clip.mp4")
+    assert (fetched.sha256, fetched.http_status, fetched.attempts) == (SHA256, 206, 1)
+    assert server.bytes_sent == len(VIDEO)
+    assert leftovers(tmp_path / "clip.mp4") == ["clip.mp4"]
+
+
+async def test_without_a_validator_a_later_call_begins_again(folder: Path, tmp_path: Path) -> None:
+    with serve(folder, etag=False, last_modified=False, faults={NAME: [Fault(reset_at=0.5)]}) as server:
+        with pytest.raises(IncompleteDownloadError):
+            await get(server.url(NAME), tmp_path / "clip.mp4", attempts=1)
+        assert leftovers(tmp_path / "clip.mp4") == []
+        assert (await get(server.url(NAME), tmp_path / "clip.mp4")).sha256 == SHA256
+
+
+@pytest.mark.parametrize("damage", ["no state", "bad state", "too long", "state alone"])
+async def test_what_an_earlier_process_left_damaged_is_not_used(server: Server, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "clip.mp4"
+    server.fail_next(NAME, Fault(reset_at=0.6))
+    with pytest.raises(IncompleteDownloadError):
+        await get(server.url(NAME), path, attempts=1)
+    part, state = tmp_path / "clip.mp4.part", tmp_path / "clip.mp4.part.json"
+    if damage == "no state":
+        state.unlink()
+    elif damage == "bad state":
+        state.write_text('{"validator": ')
+    elif damage == "too long":
+        part.write_bytes(VIDEO + b"more")
+    else:
+        part.unlink()
+    assert (await get(server.url(NAME), path)).sha256 == SHA256
+    assert leftovers(path) == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451])
+async def test_a_final_answer_is_asked_for_once(server: Server, tmp_path: Path, status: int) -> None:
+    server.fail_next(NAME, Fault(status))
+    with pytest.raises(HttpStatusError, match=f"HTTP {status}") as caught:
+        await get(server.url(NAME), tmp_path / "clip.mp4")
+    assert caught.value.http_status == status
+    assert caught.value.url == server.url(NAME)
+    assert len(server.requests) == 1
+    assert leftovers(tmp_path / "clip.mp4") == []
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 503])
+async def test_an_answer_that_may_pass_is_asked_for_again(server: Server, tmp_path: Path, status: int) -> None:
+    server.fail_next(NAME, *[Fault(status)] * 3)
+    with pytest.raises(HttpStatusError, match=f"HTTP {status}"):
+        await get(server.url(NAME), tmp_path / "clip.mp4", attempts=3)
+    assert len(server.requests) == 3
+
+
+async def test_pauses_grow_and_retry_after_is_kept(server: Server, tmp_path: Path) -> None:
+    server.fail_next(NAME, Fault(503), Fault(503), Fault(429, {"Retry-After": "1"}))
+    await get(server.url(NAME), tmp_path / "clip.mp4", backoff_seconds=0.1)
+    times = [request.time_seconds for request in server.requests]
+    pauses = [after - before for before, after in pairwise(times)]
+    # Half of each is jitter. Lower bounds only: a busy machine pauses longer.
+    assert [pause >= least for pause, least in zip(pauses, [0.05, 0.1, 1.0], strict=True)] == [True] * 3
+
+
+async def test_a_server_that_wants_an_hour_is_not_waited_for(server: Server, tmp_path: Path) -> None:
+    server.fail_next(NAME, Fault(429, {"Retry-After": "3600"}))
+    with pytest.raises(HttpStatusError):
+        await get(server.url(NAME), tmp_path / "clip.mp4")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("hops", [1, 5])
+async def test_redirects_are_followed(server: Server, tmp_path: Path, hops: int) -> None:
+    for hop in range(hops):
+        target = f"/{hop + 1}" if hop + 1 < hops else server.url(NAME)
+        server.fail_next(f"{hop}", Fault(302, {"Location": target}))
+    fetched = await get(server.url("0"), tmp_path / "clip.mp4")
+    assert (fetched.sha256, fetched.attempts) == (SHA256, 1)
+    assert len(server.requests) == hops + 1
+
+
+async def test_redirect_loops_are_refused(server: Server, tmp_path: Path) -> None:
+    server.fail_next("loop", *[Fault(307, {"Location": "/loop"})] * 20)
+    with pytest.raises(RefusedAddressError, match="more than 5 redirects"):
+        await get(server.url("loop"), tmp_path / "clip.mp4")
+    assert len(server.requests) == 6
+
+
+class LoopbackIsPublic(addresses.Connector):
+    """The rules for public addresses, with our server's address taken for one."""
+
+    def __init__(self) -> None:
+        super().__init__(connections=4, connections_per_host=4, allow_private_hosts=False)
+        self._socket_factory = self._make
+
+    @staticmethod
+    def _make(info: Any) -> socket.socket:
+        return socket.socket(*info[:3]) if info[4][0] == "127.0.0.1" else addresses._public_socket(info)
+
+
+@pytest.mark.parametrize(
+    ("location", "says"),
+    [
+        ("http://169.254.169.254/latest/meta-data", "169.254.169.254 is not a public address"),
+        ("http://10.0.0.1/a.mp4", "10.0.0.1 is not a public address"),
+        ("http://[::1]/a.mp4", "::1 is not a public address"),
+        ("http://[::ffff:10.0.0.1]/a.mp4", "not a public address"),
+        ("http://127.0.0.2/a.mp4", "127.0.0.2 is not a public address"),
+        ("//0.0.0.0/a.mp4", "0.0.0.0 is not a public address"),
+        ("http://0x7f.2/a.mp4", "127.0.0.2 is not a public address"),
+        ("http://2130706434/a.mp4", "not a URL that can be asked for"),
+        ("file:///etc/passwd", "redirected to a file URL"),
+        ("ftp://h/a.mp4", "redirected to a ftp URL"),
+        ("data:video/mp4;base64,AAAA", "redirected to a data URL"),
+        ("http://[", "not a URL"),
+    ],
+)
+async def test_redirects_that_are_refused(server: Server, tmp_path: Path, location: str, says: str) -> None:
+    server.fail_next(NAME, Fault(302, {"Location": location}))
+    async with aiohttp.ClientSession(connector=LoopbackIsPublic()) as session:
+        with pytest.raises(RefusedAddressError, match=says) as caught:
+            await get(server.url(NAME), tmp_path / "clip.mp4", session=session)
+    assert caught.value.http_status == 302
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "0x7f.1"])
+async def test_private_hosts_are_refused_unless_allowed(server: Server, tmp_path: Path, host: str) -> None:
+    with pytest.raises(RefusedAddressError, match="not a public address"):
+        await get(f"http://{host}:{server.port}/a.mp4", tmp_path / "clip.mp4", allow_private_hosts=False)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "127.0.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1",
+        "fe80::1%eth0",
+        "fc00::1",
+        "fec0::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "2002:7f00:1::",
+        "64:ff9b::a00:1",
+    ],
+)
+def test_special_addresses_are_not_public(address: str) -> None:
+    with pytest.raises(addresses.NotPublicError, match=address):
+        addresses._require_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_public_addresses_are_public(address: str) -> None:
+    addresses._require_public(address)
+
+
+@pytest.mark.parametrize("url", ["ftp://h/a.mp4", "file:///etc/passwd", "/a.mp4", "", "http://", "http://[", "http:a"])
+async def test_only_http_urls_are_fetched(tmp_path: Path, url: str) -> None:
+    with pytest.raises(RefusedAddressError):
+        await get(url, tmp_path / "clip.mp4")
+
+
+async def test_hosts_that_do_not_answer(tmp_path: Path) -> None:
+    with socket.socket() as unused:  # bound, and not listening
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(HostUnreachableError):
+            await get(f"http://127.0.0.1:{unused.getsockname()[1]}/a.mp4", tmp_path / "clip.mp4", attempts=2)
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "a" * 70 + ".invalid"])
+async def test_hosts_that_do_not_resolve(tmp_path: Path, host: str) -> None:
+    with pytest.raises(HostUnreachableError):
+        await get(f"http://{host}/a.mp4", tmp_path / "clip.mp4", attempts=2)
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        (b"", "an empty file"),
+        (b"\n<!DOCTYPE html><title>Not found</title>" + b" " * 2000, "an HTML page"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><Error/>", "XML"),
+        (b'{"error": "nope"}', "text or JSON"),
+        ("Überlastet, später noch einmal. ".encode() * 100, "text or JSON"),
+        (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n", "text or JSON"),
+        (b"\x1f\x8b" + bytes(1000), "a gzip file"),
+        (b"%PDF-1.7" + bytes(1000), "a PDF file"),
+        (b"\xff\xd8\xff\xe0" + bytes(1000), "a JPEG picture"),
+    ],
+)
+async def test_what_is_not_a_video_is_refused(server: Server, tmp_path: Path, body: bytes, what: str) -> None:
+    server.fail_next(NAME, Fault(body=body))
+    with pytest.raises(NotAVideoError, match=f"this is {what}, not a video") as caught:
+        await get(server.url(NAME), tmp_path / "clip.mp4")
+    assert caught.value.http_status == 200
+    assert len(server.requests) == 1
+    assert leftovers(tmp_path / "clip.mp4") == []
+
+
+@pytest.mark.parametrize("fault", [Fault(), Fault(chunked=True), Fault(reset_at=0.4)])
+async def test_size_limit(server: Server, tmp_path: Path, fault: Fault) -> None:
+    server.fail_next(NAME, fault)
+    with pytest.raises(DownloadTooLargeError, match="2000000"):
+        await get(server.url(NAME), tmp_path / "clip.mp4", max_bytes=2_000_000)
+    assert len(server.requests) == 1
+    assert leftovers(tmp_path / "clip.mp4") == []
+
+
+async def test_time_limit(server: Server, tmp_path: Path) -> None:
+    server.fail_next(NAME, Fault(hold_at=0.5))
+    with pytest.raises(DownloadTimeoutError, match=r"not whole after 0\.5 s"):
+        await get(server.url(NAME), tmp_path / "clip.mp4", timeout_seconds=0.5)
+    # What came is there for the next call.
+    assert leftovers(tmp_path / "clip.mp4") in (["clip.mp4.part", "clip.mp4.part.json"], [])
+
+
+async def test_a_transfer_that_stalls_is_taken_up_again(server: Server, tmp_path: Path) -> None:
+    server.fail_next(NAME, Fault(hold_at=0.5), Fault(hold_at=0.5))
+    async with client_session(allow_private_hosts=True, stall_seconds=0.3) as session:
+        fetched = await get(
+            server.url(NAME), tmp_path / "clip.mp4", session=session, attempts=50
+        )  # a busy machine stalls too
+    assert fetched.sha256 == SHA256
+    assert fetched.attempts >= 3
+
+
+async def test_a_slow_body_arrives_whole(server: Server, tmp_path: Path) -> None:
+    server.fail_next(NAME, Fault(hold_at=0.5))
+    download = asyncio.create_task(get(server.url(NAME), tmp_path / "clip.mp4"))
+    await asyncio.to_thread(server.held.wait)
+    assert not (tmp_path / "clip.mp4").exists()
+    server.release()
+    assert (await download).sha256 == SHA256
+
+
+async def test_cancelling_stops_it(server: Server, tmp_path: Path) -> None:
+    server.fail_next(NAME, Fault(hold_at=0.1))
+    download = asyncio.create_task(get(server.url(NAME), tmp_path / "clip.mp4"))
+    await asyncio.to_thread(server.held.wait)
+    download.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await download
+    assert leftovers(tmp_path / "clip.mp4") == []
+
+
+async def test_a_folder_that_can_not_be_written(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DownloadError, match=r"can't write clip\.mp4\.part"):
+        await get(server.url(NAME), tmp_path / "file" / "clip.mp4")
+
+
+async def test_one_host_gets_so_many_connections_at_once(server: Server, tmp_path: Path) -> None:
+    async with client_session(allow_private_hosts=True, connections_per_host=3) as session:
+        urls = [server.url(NAME) for _ in range(12)]
+        fetched = await asyncio.gather(
+            *[get(url, tmp_path / f"{i}.mp4", session=session) for i, url in enumerate(urls)]
+        )
+    assert {item.sha256 for item in fetched} == {SHA256}
+    assert server.max_concurrent <= 3
+
+
+async def test_credentials_go_to_their_server_and_nowhere_else(
+    server: Server, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with serve(folder) as other:
+        server.fail_next("a", Fault(302, {"Location": "/b"}))
+        server.fail_next("b", Fault(503), Fault(302, {"Location": other.url("c")}))
+        other.fail_next("c", Fault(403))
+        secret = server.url("a?X-Amz-Signature=hunter3").replace("http://", "http://user:hunter2@").replace("%3F", "?")
+        secret = secret.replace("%3D", "=")
+        with pytest.raises(HttpStatusError) as caught:
+            await get(secret, tmp_path / "clip.mp4")
+    # "b" answered 503, so "a" was asked again; it is "c" only that must not see them.
+    assert {request.headers.get("Authorization", "")[:6] for request in server.requests} == {"Basic "}
+    assert [request.headers.get("Authorization") for request in other.requests] == [None] * len(other.requests)
+    shown = f"{caught.value} {caught.value!r} {pickle.dumps(caught.value)!r} {caplog.text}"
+    assert "again in" in caplog.text
+    assert "hunter" not in shown
+    assert "X-Amz-Signature" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://u:p@h:8443/a.mp4?b=c#d", "https://h:8443/a.mp4?b=c"),
+        ("https://h/a?X-Amz-Signature=abc&part=1", "https://h/a?X-Amz-Signature=...&part=1"),
+        ("https://h/a?token=abc&ACCESS_KEY=d", "https://h/a?token=...&ACCESS_KEY=..."),
+        ("https://www.youtube.com/watch?v=0wR5jVB-WPk", "https://www.youtube.com/watch?v=0wR5jVB-WPk"),
+        ("http://[", "(not a URL)"),
+    ],
+)
+def test_public_url(url: str, shown: str) -> None:
+    assert public_url(url) == shown
+
+
+async def test_proxy_variables_are_honoured(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setenv("no_proxy", "10.9.9.9")
+    fetched = await get(f"{PUBLIC}/{NAME}", tmp_path / "clip.mp4", allow_private_hosts=False)
+    assert fetched.sha256 == SHA256
+    assert server.requests[0].headers["Host"] == PUBLIC.removeprefix("http://")
+    # The proxy's private address is no way around the rules.
+    for host in ("10.0.0.1", "169.254.169.254", "10.9.9.9", "127.0.0.1"):
+        with pytest.raises(RefusedAddressError, match=f"{host} is not a public address"):
+            await get(f"http://{host}/{NAME}", tmp_path / "clip.mp4", allow_private_hosts=False)
+    server.fail_next(NAME, Fault(302, {"Location": "http://10.0.0.1/"}))
+    with pytest.raises(RefusedAddressError, match=r"10\.0\.0\.1 is not a public address"):
+        await get(f"{PUBLIC}/{NAME}", tmp_path / "clip.mp4", allow_private_hosts=False)
+    assert len(server.requests) == 2
+    # This machine's own servers are not asked for through it.
+    with serve(tmp_path / "www") as own:
+        assert (await get(own.url(NAME), tmp_path / "clip.mp4")).sha256 == SHA256
+        assert len(own.requests) == 1
+
+
+def test_wrong_options(tmp_path: Path) -> None:
+    for options in ({"attempts": 0}, {"max_bytes": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            run(get("http://h/a.mp4", tmp_path / "clip.mp4", **options))
+
+
+async def _answer() -> int:
+    async with asyncio.timeout(10):
+        await asyncio.sleep(0)
+    return 42
+
+
+def test_run_in_a_script() -> None:
+    assert run(_answer()) == 42
+
+
+NESTED = """
+import asyncio
+from kdepth.download import run
+async def answer():
+    async with asyncio.timeout(10):
+        await asyncio.sleep(0)
+        return await asyncio.gather(asyncio.sleep(0, 4), asyncio.to_thread(lambda: 2))
+"""
+
+
+def test_run_inside_a_running_loop() -> None:
+    # In a process of its own: nest_asyncio patches asyncio for good. Without what the package as a whole imports, which
+    # takes seconds.
+    light = ["import sys, types", "sys.modules['kdepth'] = package = types.ModuleType('kdepth')"]
+    light += [f"package.__path__ = {list(kdepth.__path__)}"]
+    main = ["async def main():", "    print(run(answer()), await answer(), run(answer()))", "asyncio.run(main())"]
+    code = "\n".join([*light, NESTED, *main])
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output == "[4, 2] [4, 2] [4, 2]\n"
+
+
+def test_run_in_a_notebook_kernel(server: Server, tmp_path: Path) -> None:
+    get_it = (
+        "from kdepth.download import fetch\n"
+        f"fetched = run(fetch({server.url(NAME)!r}, {str(tmp_path / 'clip.mp4')!r}, allow_private_hosts=True))\n"
+        f"awaited = await fetch({server.url(NAME)!r}, {str(tmp_path / 'clip.mp4')!r}, allow_private_hosts=True)\n"
+        "print(fetched.sha256, awaited.sha256)"
+    )
+    cells = [NESTED, "print(run(answer()), run(answer()))", get_it]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=120).execute()
+    assert notebook.cells[1].outputs[0]["text"] == "[4, 2] [4, 2]\n"
+    assert notebook.cells[2].outputs[0]["text"] == f"{SHA256} {SHA256}\n"

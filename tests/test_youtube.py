@@ -1,0 +1,128 @@
+"""yt-dlp itself runs here, with its generic extractor and our own server: no site is asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import pytest
+from http_server import Fault, Server, serve
+
+from kdepth.errors import (
+    DownloadError,
+    DownloadTimeoutError,
+    DownloadTooLargeError,
+    HttpStatusError,
+    RefusedAddressError,
+    VideoUnavailableError,
+)
+from kdepth.ffmpeg import ffmpeg_path
+from kdepth.youtube import _failure, fetch_youtube
+
+needs_yt_dlp = pytest.mark.skipif(importlib.util.find_spec("yt_dlp") is None, reason="extra kdepth[youtube]")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("www")
+    # Six seconds, a key frame every two: a cut at 1 s is between them.
+    picture = ["-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25:duration=6", "-g", "50", "-c:v", "libx264"]
+    subprocess.run([ffmpeg_path(), "-v", "error", *picture, str(folder / "v.mp4")], check=True)
+    return folder
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    with serve(folder) as server:
+        yield server
+
+
+def seconds(path: Path) -> float:
+    with av.open(str(path)) as container:
+        assert container.duration is not None
+        return container.duration / av.time_base
+
+
+@needs_yt_dlp
+async def test_a_whole_video(server: Server, folder: Path, tmp_path: Path) -> None:
+    fetched = await fetch_youtube(server.url("v.mp4"), tmp_path / "clip.video", allow_private_hosts=True)
+    assert (tmp_path / "clip.video").read_bytes() == (folder / "v.mp4").read_bytes()
+    assert fetched.num_bytes == (folder / "v.mp4").stat().st_size
+    assert os.listdir(tmp_path) == ["clip.video"]
+
+
+@needs_yt_dlp
+async def test_a_clip_is_cut_where_it_should_be(server: Server, tmp_path: Path) -> None:
+    span = (1.0, 3.5)
+    await fetch_youtube(server.url("v.mp4"), tmp_path / "clip", time_span_seconds=span, allow_private_hosts=True)
+    assert seconds(tmp_path / "clip") == pytest.approx(2.5, abs=0.1)
+
+
+@needs_yt_dlp
+@pytest.mark.parametrize(
+    ("status", "error"), [(404, HttpStatusError), (403, HttpStatusError), (429, VideoUnavailableError)]
+)
+async def test_http_errors(server: Server, tmp_path: Path, status: int, error: type[DownloadError]) -> None:
+    server.fail_next("v.mp4", *[Fault(status)] * 9)
+    with pytest.raises(error) as caught:
+        await fetch_youtube(server.url("v.mp4"), tmp_path / "clip", allow_private_hosts=True, attempts=1)
+    assert caught.value.http_status == status
+    assert os.listdir(tmp_path) == []
+
+
+@needs_yt_dlp
+async def test_limits(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadTooLargeError, match="100000"):
+        await fetch_youtube(server.url("v.mp4"), tmp_path / "clip", allow_private_hosts=True, max_bytes=100_000)
+    server.fail_next("v.mp4", *[Fault(hold_at=0.1)] * 9)
+    with pytest.raises(DownloadTimeoutError, match=r"not whole after 0\.5 s"):
+        await fetch_youtube(server.url("v.mp4"), tmp_path / "clip", allow_private_hosts=True, timeout_seconds=0.5)
+    assert os.listdir(tmp_path) == []
+
+
+async def test_only_youtube_is_asked(tmp_path: Path) -> None:
+    for url in (
+        "http://169.254.169.254/",
+        "https://youtube.com.evil.example/watch?v=0wR5jVB-WPk",
+        "file:///etc/passwd",
+    ):
+        with pytest.raises(RefusedAddressError, match="not a URL of YouTube"):
+            await fetch_youtube(url, tmp_path / "clip")
+
+
+async def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yt_dlp", None)
+    with pytest.raises(DownloadError, match=r"pip install 'kdepth\[youtube\]'"):
+        await fetch_youtube("https://www.youtube.com/watch?v=0wR5jVB-WPk", tmp_path / "clip")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("[youtube] x: Private video. Sign in if you've been granted access to this video", "private"),
+        ("[youtube] x: Video unavailable. This video has been removed by the uploader", "removed"),
+        (
+            "[youtube] x: Video unavailable. This video is no longer available because the YouTube account ...",
+            "removed",
+        ),
+        ("[youtube] x: Video unavailable. The uploader has not made this video available in your country", "region"),
+        (
+            "[youtube] x: Video unavailable. This video contains content from X, who has blocked it in your country",
+            "region",
+        ),
+        ("[youtube] x: Sign in to confirm your age. This video may be inappropriate for some users.", "sign-in"),
+        ("[youtube] x: Sign in to confirm you’re not a bot. See https://github.com/...", "sign-in"),
+        ("[youtube] x: Unable to download webpage: HTTP Error 429: Too Many Requests", "rate limit"),
+    ],
+)
+def test_refusals_have_a_class_and_a_reason(message: str, reason: str) -> None:
+    # Messages of yt-dlp and of the site, as they are in yt-dlp's own sources and reports.
+    error = _failure("https://www.youtube.com/watch?v=x", f"WARNING: something\nERROR: {message}\n")
+    assert isinstance(error, VideoUnavailableError)
+    assert error.reason.startswith(f"{reason}: [youtube]")
+    assert error.http_status == (429 if reason == "rate limit" else None)
