@@ -1,0 +1,551 @@
+"""Depth models against transformers' own processors, networks and post-processing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import huggingface_hub
+import numpy as np
+import pytest
+import tiny_checkpoints
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForDepthEstimation
+
+from kdepth import depth_pro
+from kdepth.errors import DepthError
+from kdepth.metrics import agreement, compare_models
+from kdepth.models import DepthKind, DepthModel, load_model, model_identity
+
+
+class Family(NamedTuple):
+    make_config: Callable[[], Any]
+    kind: DepthKind
+    asked: DepthKind | None = None
+
+
+FAMILIES = {
+    "depth-pro": Family(tiny_checkpoints.depth_pro_config, "metric"),
+    "depth-anything": Family(tiny_checkpoints.depth_anything_config, "relative"),
+    "depth-anything-metric": Family(
+        lambda: tiny_checkpoints.depth_anything_config(depth_estimation_type="metric", max_depth=20), "metric"
+    ),
+    "zoedepth": Family(tiny_checkpoints.zoedepth_config, "metric"),
+    "glpn": Family(tiny_checkpoints.glpn_config, "metric"),
+    "dpt": Family(tiny_checkpoints.dpt_config, "relative", "relative"),
+    "dpt-metric": Family(tiny_checkpoints.dpt_config, "metric", "metric"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from threads, and lose much when other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name, family in FAMILIES.items():
+        tiny_checkpoints.save_checkpoint(root / name, family.make_config())
+    return root
+
+
+@pytest.fixture
+def depth_pro_folder(checkpoints: Path, tmp_path: Path) -> Path:
+    """A copy to be spoilt."""
+    return shutil.copytree(checkpoints / "depth-pro", tmp_path / "depth-pro")
+
+
+def load(checkpoints: Path, name: str, dtype: str = "float32") -> DepthModel:
+    return load_model(checkpoints / name, device="cpu", dtype=dtype, depth_kind=FAMILIES[name].asked)
+
+
+def make_frames(num_frames: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Pictures with structure of all sizes, as films have, rather than noise."""
+    rng = np.random.default_rng(height)
+    frames = np.zeros((num_frames, height, width, 3), np.float32)
+    for frame in frames:
+        for cells in (2, 5, 12):
+            grid = rng.uniform(0, 255, (cells, cells, 3)).astype(np.float32)
+            frame += cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR) / 3
+    return frames.round().astype(np.uint8)
+
+
+def reference(folder: Path, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """What transformers documents: processor, network, post-processing. Its own output, not inverted."""
+    pytest.importorskip("torchvision", reason="the reference processors need it; it is in the test group")
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(folder)
+    network = AutoModelForDepthEstimation.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        outputs = network(**processor(images=list(frames), return_tensors="pt"))
+    sizes = [tuple(frames.shape[1:3])] * len(frames)
+    argument = "source_sizes" if network.config.model_type == "zoedepth" else "target_sizes"
+    results = processor.post_process_depth_estimation(outputs, **{argument: sizes})
+    focal_lengths = [result.get("focal_length") for result in results]
+    depth = torch.stack([result["predicted_depth"] for result in results]).numpy()
+    return depth, None if focal_lengths[0] is None else torch.stack(focal_lengths).numpy()
+
+
+# --- against the reference --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size", [(90, 160), (160, 90), (123, 201), (256, 256)], ids=lambda size: f"{size[1]}x{size[0]}"
+)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_float32_equals_the_reference(name: str, size: tuple[int, int], checkpoints: Path) -> None:
+    frames = make_frames(2, *size)
+    model = load(checkpoints, name)
+    estimate = model.estimate(frames)
+    depth, focal_length_px = reference(checkpoints / name, frames)
+    expected = 1 / depth.clip(1e-4, 1e4) if model.kind == "metric" else depth.clip(0)
+    assert model.kind == FAMILIES[name].kind
+    assert estimate.inverse_depth.dtype == np.float32
+    np.testing.assert_allclose(estimate.inverse_depth, expected, rtol=1e-4)
+    # The comparison means something: the depth is not flat, and differs between the frames.
+    assert expected.std() > 0.01 * expected.mean()
+    assert np.abs(expected[0] - expected[1]).mean() > 0.001 * expected.mean()
+    if focal_length_px is None:
+        assert estimate.focal_length_px is None
+    else:
+        assert estimate.focal_length_px is not None
+        np.testing.assert_allclose(estimate.focal_length_px, focal_length_px, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "bfloat16") for name in FAMILIES), ("depth-pro", "float16")])
+def test_half_types_are_close_to_float32(name: str, dtype: str, checkpoints: Path) -> None:
+    frames = make_frames(2, 90, 160)
+    exact = load(checkpoints, name).estimate(frames).inverse_depth
+    rough = load(checkpoints, name, dtype).estimate(frames).inverse_depth
+    error = np.abs(rough - exact) / exact
+    assert np.median(error) <= 0.01
+    assert np.quantile(error, 0.99) <= 0.05
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_types_show_no_bands(name: str, checkpoints: Path) -> None:
+    """Smooth depth has as many levels as half floats can tell apart, not the few of bfloat16."""
+    ramp = np.linspace(0, 255, 320, dtype=np.float32)
+    frames = np.broadcast_to(ramp[None, None, :, None], (1, 180, 320, 3)).astype(np.uint8)
+    exact = load(checkpoints, name).estimate(frames).inverse_depth.astype(np.float16)
+    rough = load(checkpoints, name, "bfloat16").estimate(frames).inverse_depth.astype(np.float16)
+    assert len(np.unique(rough)) >= 0.8 * len(np.unique(exact))
+
+
+# --- conventions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "last_layer", "output", "inverse_depth"),
+    [
+        # The last bias alone decides the output: canonical inverse depth 0.3 seen with a field of view of 50 degrees,
+        ("depth-pro", "head.layers.4", 0.3, 0.3 * 2 * math.tan(math.radians(25))),
+        ("depth-anything", "head.conv3", 3.0, 3.0),  # inverse depth without unit,
+        ("depth-anything-metric", "head.conv3", 0.0, 1 / 10),  # half of 20 m,
+        ("glpn", "head.head.2", 0.0, 1 / 5),  # half of 10 m,
+        ("dpt", "head.head.4", 4.0, 4.0),  # inverse depth without unit,
+        ("dpt-metric", "head.head.4", 4.0, 1 / 4),  # 4 m.
+    ],
+)
+def test_near_is_large_and_metres_are_metres(
+    name: str, last_layer: str, output: float, inverse_depth: float, checkpoints: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoints / name, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    weights[last_layer + ".weight"][:] = 0
+    weights[last_layer + ".bias"][:] = output
+    if name == "depth-pro":
+        weights["fov_model.head.layers.4.weight"][:] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = load_model(folder, device="cpu", dtype="float32", depth_kind=FAMILIES[name].asked)
+    assert model.kind == FAMILIES[name].kind
+    np.testing.assert_allclose(model.estimate(make_frames(1, 90, 160)).inverse_depth, inverse_depth, rtol=1e-5)
+
+
+def test_dpt_does_not_say_what_it_gives(checkpoints: Path) -> None:
+    with pytest.raises(DepthError, match=r"depth_kind='relative'.*depth_kind='metric'"):
+        load_model(checkpoints / "dpt", device="cpu")
+
+
+def test_depth_kind_must_not_contradict_the_configuration(checkpoints: Path) -> None:
+    with pytest.raises(ValueError, match="says 'relative'"):
+        load_model(checkpoints / "depth-anything", device="cpu", depth_kind="metric")
+    with pytest.raises(ValueError, match="depth_kind='far'"):
+        load_model(checkpoints / "dpt", device="cpu", depth_kind="far")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "prompt_depth_anything"}, "prompt"),
+        ({"model_type": "chmv2"}, "'chmv2'.*depth_anything"),
+        ({"model_type": "depth_anything", "depth_estimation_type": "disparity"}, "disparity"),
+        ({"auto_map": {"AutoModel": "code.Model"}}, "None"),
+    ],
+)
+def test_unknown_families_are_refused(config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(DepthError, match=message):
+        load_model(tmp_path, device="cpu")
+    with pytest.raises(DepthError, match=message):
+        model_identity(tmp_path)
+
+
+def test_another_processor_is_refused(checkpoints: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints / "glpn", tmp_path / "glpn")
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "BitImageProcessor"}')
+    with pytest.raises(DepthError, match="BitImageProcessor"):
+        load_model(folder, device="cpu")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(DepthError, match=r"preprocessor_config\.json can't be read"):
+        load_model(folder, device="cpu")
+
+
+# --- Depth Pro --------------------------------------------------------------------------------------------------------
+
+
+def test_a_known_focal_length_replaces_the_estimated_one(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = make_frames(2, 90, 160)
+    model = load(checkpoints, "depth-pro")
+    estimated = model.estimate(frames)
+    assert estimated.focal_length_px is not None
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the field of view was estimated all the same")
+
+    monkeypatch.setattr(depth_pro, "focal_length_from_fov", fail)
+    given = model.estimate(frames, focal_length_px=100.0)
+    assert given.focal_length_px is not None
+    np.testing.assert_array_equal(given.focal_length_px, [100, 100])
+    # Inverse depth is canonical inverse depth x width / focal length.
+    scale = estimated.focal_length_px[:, None, None] / 100
+    np.testing.assert_allclose(given.inverse_depth, estimated.inverse_depth * scale, rtol=1e-5)
+
+
+def test_focal_length_of_known_fields_of_view() -> None:
+    focal_length_px = depth_pro.focal_length_from_fov(torch.tensor([90.0, 60.0]), 640)
+    np.testing.assert_allclose(focal_length_px.numpy(), [320, 320 * 3**0.5], rtol=1e-6)
+
+
+def test_without_a_field_of_view_network_the_focal_length_must_be_given(tmp_path: Path) -> None:
+    tiny_checkpoints.save_checkpoint(tmp_path, tiny_checkpoints.depth_pro_config(use_fov_model=False))
+    model = load_model(tmp_path, device="cpu", dtype="float32")
+    frames = make_frames(1, 90, 160)
+    with pytest.raises(DepthError, match="give focal_length_px"):
+        model.estimate(frames)
+    assert model.estimate(frames, focal_length_px=120).inverse_depth.min() > 0
+
+
+@pytest.mark.parametrize("kind", [depth_pro._TorchLinear, depth_pro._ConvolutionLinear, depth_pro._PackedLinear])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ways_to_a_product_agree(kind: Any, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows, weight, bias, to = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((2, 37, 64), (96, 64), (96,), (2, 37, 96))
+    )
+    layer = kind(weight, bias)
+    product = torch.nn.functional.linear(rows.double(), weight.double(), bias.double())
+    tolerance = 1e-4 if dtype == torch.float32 else 0.2
+    torch.testing.assert_close(layer(rows).double(), product, atol=tolerance, rtol=0)
+    torch.testing.assert_close(layer.gelu(rows).double(), torch.nn.functional.gelu(product), atol=tolerance, rtol=0)
+    torch.testing.assert_close(layer.add(rows, to).double(), product + to.double(), atol=tolerance, rtol=0)
+
+
+def test_the_way_to_a_product_is_measured() -> None:
+    assert depth_pro.fastest_linear("cpu", torch.float32) in (depth_pro._TorchLinear, depth_pro._ConvolutionLinear)
+    assert depth_pro.fastest_linear("cuda", torch.float16) is depth_pro._TorchLinear
+
+
+@pytest.fixture
+def apple_file(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny checkpoint's weights under Apple's names."""
+    config = tiny_checkpoints.depth_pro_config()
+    monkeypatch.setattr(depth_pro, "apple_config", lambda: config)
+    port = load_file(checkpoints / "depth-pro" / "model.safetensors")
+    weights = {
+        apple: torch.cat([port.pop(name) for name in names])
+        for apple, names in depth_pro.apple_keys(config.patch_model_config.num_hidden_layers).items()
+    }
+    assert not port, "every weight of the port has its place in Apple's file"
+    torch.save(weights, tmp_path / "depth_pro.pt")
+    return tmp_path / "depth_pro.pt"
+
+
+def test_apples_file_gives_what_the_port_gives(apple_file: Path, checkpoints: Path) -> None:
+    frames = make_frames(1, 123, 201)
+    model = load_model(apple_file, device="cpu", dtype="float32")
+    expected = load(checkpoints, "depth-pro").estimate(frames)
+    estimate = model.estimate(frames)
+    np.testing.assert_allclose(estimate.inverse_depth, expected.inverse_depth, rtol=1e-6)
+    np.testing.assert_allclose(estimate.focal_length_px, expected.focal_length_px, rtol=1e-6)
+    digest = hashlib.sha256(apple_file.read_bytes()).hexdigest()
+    assert model.identity == model_identity(apple_file) == f"depth_pro.pt@sha256:{digest[:12]}"
+
+
+def test_apples_names() -> None:
+    keys = depth_pro.apple_keys(24)
+    names = [name for ports in keys.values() for name in ports]
+    assert len(keys) == 1119
+    assert len(names) == len(set(names)) == 1407
+    # From Apple's source: scales run from fine to coarse there, from coarse to fine in the port.
+    neck = "depth_pro.neck.feature_upsample."
+    assert keys["encoder.upsample_latent0.3.weight"] == [neck + "intermediate.1.layers.3.weight"]
+    assert keys["encoder.upsample0.1.weight"] == [neck + "scaled_images.2.layers.1.weight"]
+    assert keys["decoder.convs.4.weight"] == ["depth_pro.neck.feature_projection.projections.0.weight"]
+    assert keys["decoder.fusions.4.resnet2.residual.3.bias"] == [
+        "fusion_stage.intermediate.0.residual_layer2.convolution2.bias"
+    ]
+    assert keys["fov.encoder.0.blocks.23.attn.qkv.weight"] == [
+        f"fov_model.fov_encoder.model.encoder.layer.23.attention.attention.{part}.weight"
+        for part in ("query", "key", "value")
+    ]
+
+
+def test_the_network_of_apples_file_has_its_size() -> None:
+    with torch.device("meta"):
+        network = AutoModelForDepthEstimation.from_config(depth_pro.apple_config())
+    assert len(network.state_dict()) == 1407
+    assert sum(parameter.numel() for parameter in network.parameters()) == 951_991_330
+
+
+@pytest.mark.parametrize(("change", "message"), [("lacks", "lacks head.4.bias"), ("has", "has unknown head.5.bias")])
+def test_apples_file_must_have_every_key_and_no_other(apple_file: Path, change: str, message: str) -> None:
+    weights = torch.load(apple_file, weights_only=True)
+    if change == "lacks":
+        del weights["head.4.bias"]
+    else:
+        weights["head.5.bias"] = torch.zeros(1)
+    torch.save(weights, apple_file)
+    with pytest.raises(DepthError, match=message):
+        load_model(apple_file, device="cpu")
+
+
+class _Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (os.environ["KDEPTH_TEST_HARM"],)
+
+
+def test_a_pickle_with_code_is_not_run(apple_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDEPTH_TEST_HARM", str(tmp_path / "harm"))
+    torch.save({"head.4.bias": _Harmful()}, apple_file)
+    with pytest.raises(DepthError, match=r"depth_pro\.pt can't be read"):
+        load_model(apple_file, device="cpu")
+    apple_file.write_bytes(pickle.dumps(_Harmful()))
+    with pytest.raises(DepthError, match=r"depth_pro\.pt can't be read"):
+        load_model(apple_file, device="cpu")
+    assert not (tmp_path / "harm").exists()
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def test_batches_don_t_change_the_depth(checkpoints: Path) -> None:
+    frames = make_frames(5, 90, 160)
+    model = load(checkpoints, "depth-anything")
+    model.batch_size = 2
+    together = model.estimate(frames).inverse_depth
+    alone = np.concatenate([model.estimate(frames[i : i + 1]).inverse_depth for i in range(5)])
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
+
+
+def test_any_layout_of_frames(checkpoints: Path) -> None:
+    frames = make_frames(2, 90, 160)
+    model = load(checkpoints, "depth-anything")
+    expected = model.estimate(frames).inverse_depth
+    read_only = frames.copy()
+    read_only.flags.writeable = False
+    np.testing.assert_array_equal(model.estimate(read_only).inverse_depth, expected)
+    reversed_channels = np.ascontiguousarray(frames[..., ::-1])[..., ::-1]
+    np.testing.assert_array_equal(model.estimate(reversed_channels).inverse_depth, expected)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((90, 160, 3), np.uint8),
+        np.zeros((1, 90, 160, 4), np.uint8),
+        np.zeros((0, 90, 160, 3), np.uint8),
+        np.zeros((1, 90, 160, 3), np.float32),
+    ],
+)
+def test_other_arrays_are_refused(frames: Any, checkpoints: Path) -> None:
+    with pytest.raises(ValueError, match=r"frames must be uint8 \(N, H, W, 3\)"):
+        load(checkpoints, "depth-anything").estimate(frames)
+
+
+def test_options_that_can_t_be(checkpoints: Path) -> None:
+    with pytest.raises(ValueError, match="dtype='int8'"):
+        load_model(checkpoints / "glpn", dtype="int8")
+    with pytest.raises(ValueError, match="focal_length_px=-1"):
+        load(checkpoints, "depth-pro").estimate(make_frames(1, 90, 160), focal_length_px=-1)
+
+
+def test_depth_that_is_not_finite_is_an_error(depth_pro_folder: Path) -> None:
+    file = depth_pro_folder / "model.safetensors"
+    weights = load_file(file)
+    weights["head.layers.0.bias"][0] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(DepthError, match="not finite"):
+        load_model(depth_pro_folder, device="cpu").estimate(make_frames(1, 90, 160))
+
+
+# --- where weights come from ------------------------------------------------------------------------------------------
+
+
+def test_identity_of_a_folder(checkpoints: Path, depth_pro_folder: Path) -> None:
+    identity = load(checkpoints, "depth-pro").identity
+    assert identity == model_identity(checkpoints / "depth-pro") == model_identity(str(depth_pro_folder))
+    files = ("model.safetensors", "config.json", "preprocessor_config.json")
+    digest = hashlib.sha256(b"".join((depth_pro_folder / file).read_bytes() for file in files)).hexdigest()
+    assert identity == f"depth-pro@sha256:{digest[:12]}"
+    # Other weights, another identity: a resumed run does its depth again.
+    weights = load_file(depth_pro_folder / "model.safetensors")
+    weights["head.layers.0.bias"] += 1
+    save_file(weights, depth_pro_folder / "model.safetensors", metadata={"format": "pt"})
+    assert model_identity(depth_pro_folder) != identity
+
+
+def test_missing_weights_are_named(depth_pro_folder: Path) -> None:
+    file = depth_pro_folder / "model.safetensors"
+    weights = load_file(file)
+    del weights["head.layers.2.bias"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(DepthError, match=r"lacks 1 weights of its network: head\.layers\.2\.bias"):
+        load_model(depth_pro_folder, device="cpu")
+
+
+def test_damaged_folders(depth_pro_folder: Path) -> None:
+    (depth_pro_folder / "model.safetensors").write_bytes(b"\x10" * 100)
+    with pytest.raises(DepthError, match="can't be loaded"):
+        load_model(depth_pro_folder, device="cpu")
+    (depth_pro_folder / "config.json").write_text("{")
+    with pytest.raises(DepthError, match=r"config\.json can't be read"):
+        model_identity(depth_pro_folder)
+    (depth_pro_folder / "model.safetensors").unlink()
+    with pytest.raises(DepthError, match="holds no weights"):
+        model_identity(depth_pro_folder)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "a/b/c", "/no/such/folder", Path("no/such")])
+def test_names_that_can_t_be(name: str | Path) -> None:
+    with pytest.raises(DepthError, match="no such file or folder"):
+        model_identity(name)
+
+
+def test_a_file_that_is_not_apples(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.touch()
+    with pytest.raises(DepthError, match=r"Apple's depth_pro\.pt"):
+        load_model(file, device="cpu")
+
+
+def test_the_hubs_cache_is_used_without_asking_the_hub(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--tiny-depth"
+    shutil.copytree(checkpoints / "depth-anything", repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    model = load_model("someone/tiny-depth", device="cpu")
+    assert model.identity == model_identity("someone/tiny-depth") == f"someone/tiny-depth@{commit}"
+    assert model_identity("someone/tiny-depth", revision=commit) == model.identity
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_weights_that_can_t_be_had(offline: bool, tmp_path: Path) -> None:
+    """In a process of its own, because the hub's client reads its environment once."""
+    code = "import kdepth.models as m\ntry: m.model_identity('depth-pro')\nexcept m.DepthError as exc: print(exc)"
+    # Nobody listens on port 9. With its usual retries the hub's client would take half a minute.
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    environment["HF_HUB_OFFLINE"] = "1" if offline else "0"
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=25)
+    assert run.returncode == 0, run.stderr
+    assert "the weights of apple/DepthPro-hf can't be had" in run.stdout
+    assert ("HF_HUB_OFFLINE is set" in run.stdout) == offline
+    assert str(tmp_path) in run.stdout
+    assert "hf download apple/DepthPro-hf --local-dir DepthPro-hf" in run.stdout
+    assert "/path/to/depth_pro.pt" in run.stdout
+
+
+# --- the embedded model -----------------------------------------------------------------------------------------------
+
+
+def test_small() -> None:
+    from kdepth.small import WEIGHTS_SHA256, load_small
+
+    model = load_model("small", device="cpu")
+    assert model.kind == "relative"
+    assert model.identity == model_identity("small") == f"small@sha256:{WEIGHTS_SHA256[:12]}"
+    frames = make_frames(2, 90, 160)
+    estimate = model.estimate(frames)
+    assert estimate.focal_length_px is None
+    expected = load_small(device="cpu").estimate(torch.from_numpy(frames)).numpy()
+    np.testing.assert_array_equal(estimate.inverse_depth, expected)
+
+
+def test_an_identity_costs_no_import_of_torch() -> None:
+    code = (
+        "import sys, kdepth.models as m; m.model_identity('small'); print({'torch', 'transformers'} & {*sys.modules})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "set()", run.stderr
+
+
+# --- agreement of models ----------------------------------------------------------------------------------------------
+
+
+def test_agreement_ignores_scale_and_shift() -> None:
+    reference = np.random.default_rng(0).uniform(0.1, 2, (3, 40, 50)).astype(np.float32)
+    found = agreement(3 * reference - 0.2, reference)
+    assert found.abs_rel == pytest.approx(0, abs=1e-5)
+    assert found.rank_correlation == pytest.approx(1)
+    assert (found.scale, found.shift) == pytest.approx((1 / 3, 0.2 / 3), abs=1e-5)
+    assert agreement(1 / reference, reference).rank_correlation == pytest.approx(-1)
+    # A constant fits with the mean: AbsRel of three values, by hand.
+    flat = agreement(np.ones(3), np.array([1.0, 2.0, 3.0]))
+    assert flat.abs_rel == pytest.approx((1 / 1 + 0 + 1 / 3) / 3)
+
+
+def test_agreement_leaves_out_what_was_not_measured() -> None:
+    reference = np.array([1.0, 2.0, 3.0, 0.0, np.nan, 4.0])
+    estimate = np.array([1.0, 2.0, 3.0, 99.0, 99.0, np.inf])
+    assert agreement(estimate, reference).abs_rel == pytest.approx(0)
+    with pytest.raises(ValueError, match="only 2 pixels"):
+        agreement(estimate[1:], reference[1:])
+    with pytest.raises(ValueError, match="one shape"):
+        agreement(estimate, reference[:3])
+
+
+def test_compare_models() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0.1, 1, (20, 30))
+    estimates = {"a": truth, "b": 2 * truth, "c": rng.uniform(0.1, 1, (20, 30))}
+    found = compare_models(estimates)
+    assert list(found) == ["b", "c"]
+    assert found["b"].abs_rel < 1e-9 < 0.1 < found["c"].abs_rel
+    assert set(compare_models(estimates, "c")) == {"a", "b"}
+    with pytest.raises(ValueError, match="reference='d'"):
+        compare_models(estimates, "d")
+    with pytest.raises(ValueError, match="at least two"):
+        compare_models({"a": truth})

@@ -1,0 +1,177 @@
+"""Small checkpoints with random weights, of the real architectures, for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForDepthEstimation,
+    BeitConfig,
+    DepthAnythingConfig,
+    DepthProConfig,
+    Dinov2Config,
+    DPTConfig,
+    GLPNConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ZoeDepthConfig,
+)
+
+
+def depth_pro_config(*, use_fov_model: bool = True) -> DepthProConfig:
+    vit = Dinov2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=64,
+        patch_size=16,
+        use_mask_token=False,
+    ).to_dict()
+    return DepthProConfig(
+        patch_size=64,
+        fusion_hidden_size=16,
+        intermediate_hook_ids=[1, 0],
+        intermediate_feature_dims=[16, 16],
+        scaled_images_feature_dims=[32, 32, 16],
+        num_fov_head_layers=2,
+        use_fov_model=use_fov_model,
+        image_model_config=dict(vit),
+        patch_model_config=dict(vit),
+        fov_model_config=dict(vit),
+    )
+
+
+def depth_anything_config(**options: Any) -> DepthAnythingConfig:
+    backbone = Dinov2Config(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=56,
+        patch_size=14,
+        out_indices=[1, 2, 3, 4],
+        reshape_hidden_states=False,
+    )
+    return DepthAnythingConfig(
+        backbone_config=backbone,
+        reassemble_hidden_size=32,
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16,
+        head_hidden_size=8,
+        **options,
+    )
+
+
+def dpt_config() -> DPTConfig:
+    return DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=64,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16,
+        is_hybrid=False,
+    )
+
+
+def glpn_config() -> GLPNConfig:
+    return GLPNConfig(
+        hidden_sizes=[32, 32, 64, 64],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        mlp_ratios=[2, 2, 2, 2],
+        decoder_hidden_size=16,
+        max_depth=10,
+    )
+
+
+def zoedepth_config() -> ZoeDepthConfig:
+    backbone = BeitConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=64,
+        patch_size=16,
+        use_relative_position_bias=True,
+        reshape_hidden_states=False,
+        out_indices=[1, 2, 3, 4],
+    )
+    return ZoeDepthConfig(
+        backbone_config=backbone,
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16,
+        bottleneck_features=16,
+        num_attractors=[4, 3, 2, 1],
+        bin_embedding_dim=16,
+        num_relative_features=8,
+        bin_configurations=[{"n_bins": 16, "min_depth": 0.001, "max_depth": 10.0}],
+    )
+
+
+# What the checkpoints on the hub have in their preprocessor_config.json, at the tiny networks' sizes.
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "depth_pro": {"image_processor_type": "DepthProImageProcessor", "size": {"height": 256, "width": 256}},
+    "depth_anything": {
+        "image_processor_type": "DPTImageProcessor",
+        "size": {"height": 56, "width": 56},
+        "keep_aspect_ratio": True,
+        "ensure_multiple_of": 14,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 3,
+    },
+    "dpt": {"image_processor_type": "DPTImageProcessor", "size": {"height": 64, "width": 64}},
+    "glpn": {"image_processor_type": "GLPNImageProcessor", "do_rescale": True, "resample": 2, "size_divisor": 32},
+    "zoedepth": {
+        "image_processor_type": "ZoeDepthImageProcessor",
+        "size": {"height": 64, "width": 96},
+        "ensure_multiple_of": 32,
+        "keep_aspect_ratio": True,
+    },
+}
+
+
+def make_network(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A network with random weights, tamed so that it behaves like a trained one.
+
+    Its output depends on the input, stays clear of the last ReLU's zeros and of the sigmoid's ends, and does not
+    amplify rounding errors; biases and layer scales are not the neutral ones of the initialisation.
+    """
+    torch.manual_seed(seed)
+    network = AutoModelForDepthEstimation.from_config(config)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.02)
+            elif "lambda" in name:
+                parameter.uniform_(0.2, 0.6)
+        if config.model_type == "depth_pro":
+            network.head.layers[4].weight.abs_()
+            network.head.layers[4].bias.fill_(0.2)
+            if network.fov_model is not None:
+                network.fov_model.head.layers[4].bias.fill_(50.0)  # degrees
+        elif config.model_type == "dpt":
+            network.head.head[4].weight.abs_()
+            network.head.head[4].bias.fill_(0.2)
+        elif config.model_type == "depth_anything" and config.depth_estimation_type == "relative":
+            network.head.conv3.weight.abs_()
+            network.head.conv3.bias.fill_(0.2)
+    return network.eval()
+
+
+def save_checkpoint(folder: Path, config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """Write ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` to a folder."""
+    network = make_network(config, seed)
+    network.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[config.model_type]))
+    return network
