@@ -11,7 +11,7 @@ import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,13 +46,24 @@ def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool =
         }
         options |= {"address": address} if address else {"num_cpus": num_cpus, "include_dashboard": False}
         with contextlib.nullcontext() if verbose else _quiet_start():
-            ray.init(**options)
+            _init_ray(options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
     # A finished clip leaves its stage at once, instead of waiting for a block of 128 MB to fill.
     context.target_max_block_size = 1
     logging.getLogger("ray.data").setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+def _init_ray(options: Mapping[str, Any]) -> None:
+    """Start Ray; once more if its node was not up within the 30 s that Ray gives it, as on a disk that was cold."""
+    try:
+        ray.init(**options)
+    except Exception as exc:  # Ray raises no class of its own here
+        if "timed out during startup" not in str(exc):
+            raise
+        ray.shutdown()
+        ray.init(**options)
 
 
 @contextlib.contextmanager

@@ -283,7 +283,7 @@ async def _download_archive(
                 clip.update(raw_path=member.path.relative_to(root).as_posix())
                 clip.update(raw_bytes=member.num_bytes, raw_sha256=member.sha256)
             else:
-                clip.update(clip_id=clip_id_for(source_url, member.member), archive_member=member.member)
+                clip.update(clip_id=clip_id_for(url, member.member), archive_member=member.member)
                 clip.update(_failure("download", member))
             clip.update(_annotation(clip["clip_id"], annotations))
             # The time since the last member: what this one made the pipeline wait.

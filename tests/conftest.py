@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
 # Before any part of kdepth is imported: nothing here may look at a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,9 +20,11 @@ from kdepth import samples
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> None:
-    """Ray on this machine; it ends with the process."""
+def ray_cluster() -> Iterator[None]:
+    """Ray on this machine."""
     kdepth.start_ray()
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -48,11 +51,11 @@ def run_pipeline(
     retry_failed: bool = False,
     keep_raw: bool = True,
 ) -> kdepth.RunReport:
-    """What the notebook does, in one call."""
+    """What the notebook does, in one call; with one depth actor, because starting another takes longer than it saves."""
     todo = kdepth.pending(sources, root, height=height, model=model, frames=frames, retry_failed=retry_failed)
     clips = kdepth.download(todo, root, allow_private_hosts=True)
     clips = kdepth.transcode(clips, root, height=height, keep_raw=keep_raw)
-    clips = kdepth.estimate_depth(clips, root, model=model, frames=frames)
+    clips = kdepth.estimate_depth(clips, root, model=model, frames=frames, concurrency=1)
     return kdepth.write_lance(clips, root, sources=todo)
 
 

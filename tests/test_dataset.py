@@ -25,6 +25,7 @@ def test_rows_come_back_as_they_were_committed_with_the_run_that_did(tmp_path: P
             **dict.fromkeys(("focal_length_px", "min", "p05", "median", "p95", "max"), 0.5),
             "index": 0,
             "time_seconds": 0.0,
+            "crc32": 2**32 - 1,
         }
     ]
     writer.add(new_row(clip_id="a", status=OK, label="it's", frames=frames, depth_thumbnail=[0.25] * 144, width=640))

@@ -60,7 +60,7 @@ def test_one_depth_frame_for_each_frame_with_its_statistics(model: DepthModel, c
         assert inverse_depth.shape == frame.rgb.shape[:2]
         assert statistics["min"] == inverse_depth.min()
         assert statistics["max"] == inverse_depth.max()
-        assert statistics["median"] == pytest.approx(np.median(inverse_depth), rel=0.03)
+        assert statistics["median"] == pytest.approx(np.median(inverse_depth[::4, ::4]))
         assert statistics["min"] <= statistics["p05"] <= statistics["median"] <= statistics["p95"] <= statistics["max"]
     assert len(row["depth_thumbnail"]) == 144
     assert np.mean(row["depth_thumbnail"]) == pytest.approx(np.mean(depth), rel=1e-3)

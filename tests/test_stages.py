@@ -94,33 +94,30 @@ def test_a_later_run_redoes_what_it_must_and_no_more(
 ) -> None:
     sources = kdepth.read_sources(sample_server.url_list, limit=2)
     run_pipeline(sources, tmp_path, frames="middle")
+    before = {clip.clip_id: clip.row for clip in kdepth.open_dataset(tmp_path)}
+    assert len(before) == 2
 
-    def what_changed() -> dict[str, tuple[int, ...]]:
-        table = kdepth.open_dataset(tmp_path).table().to_pylist()
-        return {
-            row["clip_id"]: tuple(row[f"{stage}_started_at"] for stage in ("download", "transcode", "depth"))
-            for row in table
-        }
+    # Other frames: depth alone. A file that is not what its row says: that one too, and nothing else.
+    first, second = before
+    (tmp_path / before[first]["video_path"]).write_bytes(b"not a video")
+    todo = {row["clip_id"]: row for row in kdepth.pending(sources, tmp_path, frames="middle").to_pylist()}
+    assert list(todo) == [first]
+    assert todo[first]["raw_path"] == before[first]["raw_path"]
+    run_pipeline(sources, tmp_path, frames="first")
+    after = {clip.clip_id: clip.row for clip in kdepth.open_dataset(tmp_path)}
+    assert [frame["index"] for frame in after[second]["frames"]] == [0]
+    assert after[second]["video_bytes"] == before[second]["video_bytes"]
+    assert after[second]["transcode_started_at"] is None  # not by this run
+    assert after[first]["transcode_started_at"] > before[first]["depth_started_at"]
+    assert after[first]["num_frames"] == before[first]["num_frames"]
 
-    before = what_changed()
-    run_pipeline(sources, tmp_path, frames="first")  # depth alone
-    after = what_changed()
-    assert len(after) == 2
-    for clip_id, (download, transcode, depth) in after.items():
-        assert transcode is None or transcode == before[clip_id][1]
-        assert download is None or download == before[clip_id][0]
-        assert depth > before[clip_id][2]
-    run_pipeline(sources, tmp_path, frames="first", height=180)  # transcode and depth
-    heights = kdepth.open_dataset(tmp_path).table(columns=["height"])["height"].to_pylist()
-    assert heights == [180, 180]
-
-    # A file that is not what its row says is made again, and nothing else.
-    clips = list(kdepth.open_dataset(tmp_path))
-    clips[0].depth_path.write_bytes(b"not a depth file")
-    todo = kdepth.pending(sources, tmp_path, frames="first", height=180)
-    assert todo["clip_id"].to_pylist() == [clips[0].clip_id]
+    # Another height: transcode and depth, but no download.
+    todo = kdepth.pending(sources, tmp_path, frames="first", height=180).to_pylist()
+    assert [(row["raw_path"] is None, row["video_path"]) for row in todo] == [(False, None)] * 2
     run_pipeline(sources, tmp_path, frames="first", height=180)
-    assert kdepth.open_dataset(tmp_path)[clips[0].clip_id].inverse_depth(0).shape == (180, 320)
+    assert kdepth.open_dataset(tmp_path).table(columns=["height"])["height"].to_pylist() == [180, 180]
+    assert kdepth.open_dataset(tmp_path)[first].inverse_depth(0).shape == (180, 320)
+    assert kdepth.pending(sources, tmp_path, frames="first", height=180).num_rows == 0
 
 
 def test_an_archive_that_broke_is_a_failed_row_until_it_is_whole(
