@@ -51,7 +51,7 @@ def run_pipeline(
     retry_failed: bool = False,
     keep_raw: bool = True,
 ) -> kdepth.RunReport:
-    """What the notebook does, in one call; with one depth actor, because starting another takes longer than it saves."""
+    """What the notebook does, in one call; with one depth actor: starting another takes longer than it saves."""
     todo = kdepth.pending(sources, root, height=height, model=model, frames=frames, retry_failed=retry_failed)
     clips = kdepth.download(todo, root, allow_private_hosts=True)
     clips = kdepth.transcode(clips, root, height=height, keep_raw=keep_raw)

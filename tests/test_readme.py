@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-import kdepth
 from conftest import Run
+
+import kdepth
 
 PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text()
