@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kdepth.depth_video import read_depth, read_depth_at, read_frames
 from kdepth.errors import DatasetError
 from kdepth.schema import FAILED
-from kdepth.stability import sampled, stabilising_view, steady_focal_length, steady_grey
+from kdepth.stability import sampled, stabilising_scales, steady_focal_length, steady_grey
 
 
 class Clip:
@@ -71,8 +71,8 @@ class Clip:
 
         Args:
             index: Number of the frame.
-            stable: Take back jumps from frame to frame: of the focal length for a metric model, of scale and shift for
-                a relative one (`kdepth.stability`). A view: what is stored stays as it is. The first call on a clip of
+            stable: Take back jumps from frame to frame: of the focal length for a metric model, of the scale for a
+                relative one (`kdepth.stability`). A view: what is stored stays as it is. The first call on a clip of
                 a relative model reads all its frames.
 
         Raises:
@@ -88,26 +88,25 @@ class Clip:
         inverse_depth = read_depth_at(path, frame["time_seconds"], frame["crc32"]).astype(np.float32)
         if not stable:
             return inverse_depth
-        scale, shift = self._stable_view[index]
-        return (np.float32(scale) * inverse_depth + np.float32(shift)).clip(min=0)
+        return np.float32(self._stable_scales[index]) * inverse_depth
 
     @cached_property
-    def _stable_view(self) -> dict[int, tuple[float, float]]:
-        """Scale and shift of each frame's stable view, by frame number."""
+    def _stable_scales(self) -> dict[int, float]:
+        """Scale of each frame's stable view, by frame number."""
         frames = self._depth_frames.values()
         if self.row["depth_kind"] == "metric":
             if any(frame["focal_length_px"] is None for frame in frames):
-                return dict.fromkeys(self._depth_frames, (1.0, 0.0))
+                return dict.fromkeys(self._depth_frames, 1.0)
             focal = np.array([frame["focal_length_px"] for frame in frames])
             steady = steady_focal_length(focal, np.array([frame["time_seconds"] for frame in frames]))
             # inverse depth = canonical inverse depth * width / focal length (Depth Pro, section 3)
-            return {index: (f / s, 0.0) for index, f, s in zip(self._depth_frames, focal, steady, strict=True)}
+            return {index: float(f / s) for index, f, s in zip(self._depth_frames, focal, steady, strict=True)}
         rgb = read_frames(self.video_path, lambda index, time_seconds: index in self._depth_frames)
         pairs = (
             (steady_grey(frame.rgb), sampled(depth.astype(np.float32)))
             for frame, depth in zip(rgb, read_depth(self.depth_path), strict=True)
         )
-        return dict(zip(self._depth_frames, map(tuple, stabilising_view(pairs)), strict=True))
+        return dict(zip(self._depth_frames, stabilising_scales(pairs).tolist(), strict=True))
 
     def depth_m(self, index: int, *, stable: bool = False) -> NDArray[np.float32]:
         """Depth of a frame in metres along the optical axis: float32 ``(H, W)``; infinite where inverse depth is 0.

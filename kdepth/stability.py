@@ -1,9 +1,7 @@
 """Depth over time: how much its scale jumps between frames, and a view of it without the jumps.
 
-Single-image models see each frame for the first time, so their scale (and, for relative models, shift) may jump from
-one frame to the next. Where the picture did not change, depth should not either: on those pixels a jump can be
-measured, and taken back. The same idea, between frames instead of between depth and truth, as the scale-and-shift
-alignment of MiDaS (Ranftl et al. 2020, section 5).
+Single-image models see each frame for the first time, so their scale may jump from one frame to the next. Where the
+picture did not change, depth should not either: on those pixels a jump can be measured, and taken back.
 """
 
 from __future__ import annotations
@@ -70,52 +68,33 @@ def _steady_pair(
     return depth_before[steady], depth_after[steady]
 
 
-def stabilising_view(
+def stabilising_scales(
     greys_and_depths: Iterable[tuple[NDArray[np.int16], NDArray[np.float32]]],
 ) -> NDArray[np.float64]:
-    """For each frame of a clip the scale and shift that take back the jumps before it.
+    """For each frame of a clip the scale that takes back the jumps before it.
 
-    Where the steady pixels of a frame differ from the frame before by more than 2 %, they are fitted to it with a scale
-    and a shift, by least squares, and these hold for all frames that follow. What is steady stays as it is; a frame
-    that has too little in common with the one before keeps that one's view.
+    Where a frame's scale jumps by more than 2 % (see `scale_jump`), the median ratio is divided out of it and of all
+    frames that follow. What is steady stays as it is; a frame that has too little in common with the one before keeps
+    that one's scale. (A shift is not fitted: fits with one, chained over hundreds of frames, lose the scale.)
 
     Args:
         greys_and_depths: `steady_grey` and `sampled` of each frame, in order.
 
     Returns:
-        ``(N, 2)``: a frame's stable inverse depth is ``scale * inverse_depth + shift``.
+        ``(N,)``: a frame's stable inverse depth is ``scale * inverse_depth``.
     """
-    views: list[tuple[float, float]] = []
+    scales: list[float] = []
     last: tuple[NDArray[np.int16], NDArray[np.float32]] | None = None
-    scale, shift = 1.0, 0.0
+    scale = 1.0
     for grey, depth in greys_and_depths:
         pair = _steady_pair(*last, grey, depth) if last is not None else None
-        if pair is not None and np.median(np.abs(np.log(pair[1] / pair[0]))) > _JUMP:
-            a, b = _fit(pair[1], pair[0])
-            # After this frame's own fit comes what was already undone before it.
-            scale, shift = scale * a, scale * b + shift
-        views.append((scale, shift))
+        if pair is not None:
+            ratio = float(np.median(pair[1] / pair[0]))
+            if abs(np.log(ratio)) > _JUMP:
+                scale /= ratio
+        scales.append(scale)
         last = grey, depth
-    return np.array(views).reshape(-1, 2)
-
-
-def _fit(source: NDArray[np.float32], target: NDArray[np.float32]) -> tuple[float, float]:
-    """``(scale, shift)`` with ``scale * source + shift`` nearest to ``target``, the worst tenth left out."""
-    x, y = source.astype(np.float64), target.astype(np.float64)
-    scale, shift = _least_squares(x, y)
-    residuals = np.abs(scale * x + shift - y)
-    good = residuals <= np.quantile(residuals, 0.9)
-    return _least_squares(x[good], y[good])
-
-
-def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
-    variance = x.var()
-    if variance < 1e-6 * max(x.mean() ** 2, 1e-12):  # a wall: scale and shift can't be told apart
-        return float(y.mean() / max(x.mean(), 1e-12)), 0.0
-    scale = float(((x - x.mean()) * (y - y.mean())).mean() / variance)
-    if scale <= 0:  # the order of depth is never turned round
-        return float(y.mean() / max(x.mean(), 1e-12)), 0.0
-    return scale, float(y.mean() - scale * x.mean())
+    return np.array(scales)
 
 
 def steady_focal_length(focal_length_px: NDArray[np.float64], time_seconds: NDArray[np.float64]) -> NDArray[np.float64]:
