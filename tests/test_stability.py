@@ -5,9 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import Run
 
-import kdepth
 from kdepth.clip import Clip
 from kdepth.depth import estimate_clip_depth
 from kdepth.models import ClipDepth, DepthModel
@@ -118,9 +116,3 @@ def test_the_stable_view_of_a_clip_that_jumps_and_of_one_that_does_not(tmp_path:
     assert flicker_of_the_stable_view(jumping) < jumping.row["flicker"] / 5
     assert flicker_of_the_stable_view(steady) == pytest.approx(steady.row["flicker"], rel=0.05)
     assert hashlib.sha256(jumping.depth_path.read_bytes()).digest() == before
-
-
-def test_a_steady_clip_looks_the_same_in_the_stable_view(sample_run: Run) -> None:
-    clip = next(iter(kdepth.open_dataset(sample_run.root)))
-    index = clip.depth_indices[1]
-    assert clip.inverse_depth(index, stable=True) == pytest.approx(clip.inverse_depth(index), rel=0.05)
