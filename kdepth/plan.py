@@ -93,6 +93,8 @@ def pending(
     def resumed(row: Mapping[str, Any]) -> dict[str, Any]:
         """What of a committed row can be used again."""
         keep = ["clip_id", "source_url", "archive_member"]
+        if row["failed_stage"] == "transcode":  # the bytes were bad: they are had again
+            return {name: row[name] for name in (*keep, "failed_stage")}
         if is_whole(row, "raw_path", "raw_bytes"):
             keep += DOWNLOAD_COLUMNS
         if is_whole(row, "video_path", "video_bytes") and min(row["width"], row["height"]) == height:

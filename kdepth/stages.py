@@ -241,6 +241,9 @@ async def _download_file(row: dict[str, Any], root: Path, session: aiohttp.Clien
     url = row["url"]
     suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
     path = root / "raw" / f"{row['clip_id']}{suffix if suffix in VIDEO_SUFFIXES else '.video'}"
+    if row["failed_stage"]:  # in an earlier run, on the bytes that are there
+        path.unlink(missing_ok=True)
+        row["failed_stage"] = None
     row["download_started_at"] = datetime.now(UTC)
     started = time.perf_counter()
     try:

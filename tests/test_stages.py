@@ -131,11 +131,11 @@ def test_an_archive_that_broke_is_a_failed_row_until_it_is_whole(
     sources = kdepth.read_sources([f"{base}/val.tar.gz"])
     root = tmp_path / "root"
     run_pipeline(sources, root, frames="middle")
-    before = statuses(root)
-    assert before["failed"] == 1
-    failure = kdepth.open_dataset(root).failures().to_pylist()[0]
-    assert failure["error_type"] == "ArchiveError"
-    assert "at byte" in failure["error_message"]
+    # Members that were read before the damage was noticed may be damaged too: they fail at transcode.
+    failures = {row["error_type"]: row for row in kdepth.open_dataset(root).failures().to_pylist()}
+    assert set(failures) <= {"ArchiveError", "DamagedMediaError"}
+    assert "near byte" in failures["ArchiveError"]["error_message"]
+    assert 1 <= statuses(root)["failed"] <= 2
 
     (tmp_path / "whole.tar.gz").write_bytes(whole)
     sample_server.serve("val.tar.gz", tmp_path / "whole.tar.gz")

@@ -19,7 +19,7 @@ NOTEBOOK = ROOT / "notebooks" / "train_small.ipynb"
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
 def test_notebook_trains_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", ""))
-    small = {"steps": 10, "train_images": 24, "validation_images": 16, "workers": 1, "output": str(tmp_path)}
+    small = {"steps": 30, "train_images": 48, "validation_images": 16, "workers": 1, "output": str(tmp_path)}
     done = papermill.execute_notebook(
         NOTEBOOK, tmp_path / "done.ipynb", parameters=small, cwd=tmp_path, progress_bar=False
     )
