@@ -19,6 +19,23 @@ import kdepth
 from kdepth import samples
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests run one after the other in one of the two processes: a file's, all that use Ray, the notebooks.
+
+    The long ones first, so that none is left alone at the end.
+    """
+
+    def group(item: pytest.Item) -> str:
+        if item.path.suffix == ".ipynb":  # one looks into what another made
+            return "notebooks"
+        return "ray" if "ray_cluster" in getattr(item, "fixturenames", ()) else item.path.name
+
+    first = {"notebooks": 0, "ray": 1}
+    items.sort(key=lambda item: first.get(group(item), 2))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Ray on this machine."""
