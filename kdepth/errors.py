@@ -133,7 +133,7 @@ class UnsupportedMediaError(TranscodeError):
 
 
 class DamagedMediaError(TranscodeError):
-    """The file is truncated or broken: not one picture of it can be decoded."""
+    """The file is truncated or broken, so that too few of its pictures can be decoded."""
 
 
 class RefusedReferenceError(TranscodeError):
