@@ -84,8 +84,14 @@ def render_set(count: int, *, first_seed: int = 0, kinds: Sequence[str] = (), wo
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
-def augment(rgb: Tensor, inverse: Tensor, shape: tuple[int, int], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Crops, flips, colours at random: uint8 (n, H, W, 3), float (n, H, W) -> [-1, 1] (n, 3, *shape), (n, *shape)."""
+def augment(
+    rgb: Tensor, inverse: Tensor, shape: tuple[int, int], rng: torch.Generator, *, twice: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Crops, flips, colours at random: uint8 (n, H, W, 3), float (n, H, W) -> [-1, 1] (n, 3, *shape), (n, *shape).
+
+    ``twice``: each picture comes a second time (2 n in all), with other grain, slightly other light, and a patch of
+    another picture pasted in, where the target is NaN: what the next frame of a video is to a still part of the scene.
+    """
 
     def u(low: float, high: float, *size: int) -> Tensor:
         return torch.rand(size, generator=rng) * (high - low) + low
@@ -113,21 +119,35 @@ def augment(rgb: Tensor, inverse: Tensor, shape: tuple[int, int], rng: torch.Gen
     x = torch.einsum("nij,njhw->nihw", mix, x) * u(0.8, 1.2, n, 3, 1, 1)
     x = (x * u(0.75, 1.25, n, 1, 1, 1) + u(-0.1, 0.1, n, 1, 1, 1)).clamp(1e-3, 1)
     x = x ** torch.exp(u(-0.45, 0.45, n, 1, 1, 1))
-    x = (x + u(0, 0.03, n, 1, 1, 1) * torch.randn(x.shape, generator=rng)).clamp(0, 1)
+    if twice:
+        again, d = x * u(0.97, 1.03, n, 1, 1, 1), torch.cat((d, d))
+        for k in range(n):
+            h, w = (int(side * float(u(0.1, 0.4, 1))) for side in shape)
+            top, left = int(u(0, shape[0] - h, 1)), int(u(0, shape[1] - w, 1))
+            again[k, :, top : top + h, left : left + w] = x[k - 1, :, top : top + h, left : left + w]
+            d[n + k, top : top + h, left : left + w] = torch.nan
+        x = torch.cat((x, again))
+    x = (x + u(0, 0.03, len(x), 1, 1, 1) * torch.randn(x.shape, generator=rng)).clamp(0, 1)
     return x * 2 - 1, d
 
 
 def batches(
-    sets: Sequence[tuple[Array, Array]], size: int, shapes: Sequence[tuple[tuple[int, int], float]], seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless random batches from rendered sets (arrays or memory maps)."""
+    sets: Sequence[tuple[Array, Array]],
+    size: int,
+    shapes: Sequence[tuple[tuple[int, int], float]],
+    seed: int,
+    twice_share: float = 0.0,
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Endless random batches from rendered sets (arrays or memory maps); the flag tells of `augment`'s ``twice``."""
     rng, chooser = torch.Generator().manual_seed(seed), random.Random(seed)
     while True:
-        picks = [(sets[chooser.randrange(len(sets))]) for _ in range(size)]
+        twice = chooser.random() < twice_share
+        picks = [(sets[chooser.randrange(len(sets))]) for _ in range(size // 2 if twice else size)]
         index = [chooser.randrange(len(s[0])) for s in picks]
         rgb = torch.from_numpy(np.stack([s[0][i] for s, i in zip(picks, index, strict=True)]))
         inverse = torch.from_numpy(np.stack([s[1][i] for s, i in zip(picks, index, strict=True)]))
-        yield augment(rgb, inverse, chooser.choices([s[0] for s in shapes], [s[1] for s in shapes])[0], rng)
+        shape = chooser.choices([s[0] for s in shapes], [s[1] for s in shapes])[0]
+        yield (*augment(rgb, inverse, shape, rng, twice=twice), twice)
 
 
 # ------------------------------------------------------------------------------------------------- the network
@@ -236,6 +256,13 @@ def depth_loss(predicted: Tensor, inverse: Tensor) -> Tensor:
     return loss.mean()
 
 
+def change_loss(predicted: Tensor, inverse: Tensor) -> Tensor:
+    """What differs between the two halves of a batch (see `augment`), relative to the mean, outside the patches."""
+    first, second = predicted.chunk(2)
+    valid = torch.isfinite(inverse.chunk(2)[1])
+    return ((first - second).abs() / first.mean((1, 2), keepdim=True).detach())[valid].mean()
+
+
 def train(
     network: SmallNetwork,
     sets: Sequence[tuple[Array, Array]],
@@ -246,6 +273,7 @@ def train(
     frozen_share: float = 0.25,
     encoder_rate: float = 0.15,
     large_share: float = 0.3,
+    twice_share: float = 0.3,
     ema: float = 0.998,
     seed: int = 0,
     workers: int = 2,
@@ -264,6 +292,7 @@ def train(
         frozen_share: Share of the run with a frozen encoder.
         encoder_rate: See there.
         large_share: Share of the run, at the end, with pictures of 256 pixels.
+        twice_share: Share of the batches that hold each picture twice (`augment`), for `change_loss`.
         ema: Decay of the moving average of the weights, which is what is kept.
         seed: Of crops and colours.
         workers: Threads; each computes the gradient of its own batch on one core, and the gradients are averaged.
@@ -287,18 +316,24 @@ def train(
         [{"params": decoder}, {"params": encoder}], lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
     )
     sources = [
-        [batches(sets, batch_size, shapes, 1000 * seed + 2 * w + n) for n, shapes in enumerate((SHAPES, LARGE_SHAPES))]
+        [
+            batches(sets, batch_size, shapes, 1000 * seed + 2 * w + n, twice_share)
+            for n, shapes in enumerate((SHAPES, LARGE_SHAPES))
+        ]
         for w in range(workers)
     ]
     trained = decoder + encoder
 
     def gradient(worker: int, large: bool, thawed: bool) -> tuple[float, tuple[Tensor, ...]]:
-        picture, inverse = next(sources[worker][large])
+        picture, inverse, twice = next(sources[worker][large])
         with torch.autocast("cpu", torch.bfloat16):
             with torch.set_grad_enabled(thawed):
                 features = network.features(picture.contiguous(memory_format=torch.channels_last))
             decoded = network.decode(features)
-        loss = depth_loss(network.invert(decoded), inverse)
+        predicted = network.invert(decoded)
+        loss = depth_loss(predicted, inverse)
+        if twice:
+            loss = loss + change_loss(predicted, inverse)
         return loss.item(), torch.autograd.grad(loss, trained if thawed else decoder)
 
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
