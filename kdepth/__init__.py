@@ -15,7 +15,7 @@ Pictures are in `kdepth.plots`, the sample clips in `kdepth.samples`; both are i
 """
 
 from kdepth.clip import Clip
-from kdepth.dataset import ClipDataset, open_dataset, project_path
+from kdepth.dataset import ClipDataset, open_dataset, pack, project_path
 from kdepth.depth import estimate_clip_depth
 from kdepth.depth_video import read_depth, read_frames
 from kdepth.download import Fetched, fetch, run
@@ -28,6 +28,7 @@ from kdepth.errors import (
     TranscodeError,
 )
 from kdepth.models import ClipDepth, DepthModel, load_model
+from kdepth.pairs import torch_dataset
 from kdepth.plan import pending
 from kdepth.runs import RunReport, start_ray, write_lance
 from kdepth.schema import CLIP_SCHEMA, COLUMNS
@@ -59,6 +60,7 @@ __all__ = [
     "fetch",
     "load_model",
     "open_dataset",
+    "pack",
     "pending",
     "project_path",
     "read_depth",
@@ -66,6 +68,7 @@ __all__ = [
     "read_sources",
     "run",
     "start_ray",
+    "torch_dataset",
     "transcode",
     "transcode_file",
     "video_info",

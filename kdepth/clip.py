@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kdepth.depth_video import read_depth, read_depth_at, read_frames
+from kdepth.depth_video import read_checksums, read_depth, read_depth_at, read_frame_at, read_frames
 from kdepth.errors import DatasetError
 from kdepth.schema import FAILED
 from kdepth.stability import sampled, stabilising_scales, steady_focal_length, steady_grey
@@ -24,9 +24,11 @@ class Clip:
         row: All columns of the clip's row.
     """
 
-    def __init__(self, root: Path, row: dict[str, Any]) -> None:
-        self._root = root
+    def __init__(self, root: Path | None, row: dict[str, Any], open_file: Callable[[str], Any] | None = None) -> None:
+        self._root = root  # None: there are no files in a folder
         self.row = row
+        # "video" or "depth" -> its path, or a file that is read as it is used
+        self._open_file = open_file or (lambda kind: str(self._path(kind)))
         self._depth_frames = {frame["index"]: frame for frame in row["frames"] or ()}
 
     @property
@@ -35,13 +37,17 @@ class Clip:
 
     @property
     def video_path(self) -> Path:
-        """The 360p file."""
-        return self._path("video_path")
+        """The 360p file.
+
+        Raises:
+            DatasetError: The clip failed, or the dataset is packed or in an object store, where there are no paths.
+        """
+        return self._path("video")
 
     @property
     def depth_path(self) -> Path:
-        """The depth file."""
-        return self._path("depth_path")
+        """The depth file. Raises as `video_path`."""
+        return self._path("depth")
 
     @property
     def depth_indices(self) -> list[int]:
@@ -55,13 +61,27 @@ class Clip:
             IndexError: There is no such frame.
             DatasetError: The clip failed, or its file is missing or broken.
         """
-        for frame in read_frames(self.video_path, lambda i, time_seconds: i == index):
+        video = self._open("video")
+        if index in self._depth_frames:  # then its time is known, and the way there is short
+            return read_frame_at(video, self._depth_frames[index]["time_seconds"]).rgb
+        for frame in read_frames(video, lambda i, time_seconds: i == index):
             return frame.rgb
         raise IndexError(f"frame {index} of {self.clip_id}: it has frames 0 to {self.row['num_frames'] - 1}")
 
+    def rgb_at(self, time_seconds: float) -> NDArray[np.uint8]:
+        """The frame that a player shows at a time: uint8 ``(H, W, 3)`` RGB.
+
+        Raises:
+            IndexError: The clip is not so long, or the time is negative.
+            DatasetError: As `frame`.
+        """
+        if not 0 <= time_seconds <= self.row["duration_seconds"]:
+            raise IndexError(f"{time_seconds} s of {self.clip_id}: it is {self.row['duration_seconds']:.3f} s long")
+        return read_frame_at(self._open("video"), time_seconds).rgb
+
     def frames(self) -> Iterator[NDArray[np.uint8]]:
         """All frames in order, each uint8 ``(H, W, 3)`` RGB."""
-        for frame in read_frames(self.video_path):
+        for frame in read_frames(self._open("video")):
             yield frame.rgb
 
     def inverse_depth(self, index: int, *, stable: bool = False) -> NDArray[np.float32]:
@@ -79,13 +99,13 @@ class Clip:
             IndexError: The frame has no depth.
             DatasetError: As `frame`.
         """
-        path = self.depth_path
+        file = self._open("depth")
         if index not in self._depth_frames:
             have = self.depth_indices
             some = f"{have[0]} to {have[-1]}" if len(have) > 8 else ", ".join(map(str, have))
             raise IndexError(f"frame {index} of {self.clip_id} has no depth; {len(have)} frames have: {some}")
         frame = self._depth_frames[index]
-        inverse_depth = read_depth_at(path, frame["time_seconds"], frame["crc32"]).astype(np.float32)
+        inverse_depth = read_depth_at(file, frame["time_seconds"], frame["crc32"]).astype(np.float32)
         if not stable:
             return inverse_depth
         return np.float32(self._stable_scales[index]) * inverse_depth
@@ -101,10 +121,10 @@ class Clip:
             steady = steady_focal_length(focal, np.array([frame["time_seconds"] for frame in frames]))
             # inverse depth = canonical inverse depth * width / focal length (Depth Pro, section 3)
             return {index: float(f / s) for index, f, s in zip(self._depth_frames, focal, steady, strict=True)}
-        rgb = read_frames(self.video_path, lambda index, time_seconds: index in self._depth_frames)
+        rgb = read_frames(self._open("video"), lambda index, time_seconds: index in self._depth_frames)
         pairs = (
             (steady_grey(frame.rgb), sampled(depth.astype(np.float32)))
-            for frame, depth in zip(rgb, read_depth(self.depth_path), strict=True)
+            for frame, depth in zip(rgb, read_depth(self._open("depth")), strict=True)
         )
         return dict(zip(self._depth_frames, stabilising_scales(pairs).tolist(), strict=True))
 
@@ -126,42 +146,114 @@ class Clip:
             depth_m: NDArray[np.float32] = np.reciprocal(self.inverse_depth(index, stable=stable))
         return depth_m
 
-    def save_depth(self, path: str | Path, index: int) -> Path:
-        """Write one depth frame for other programs.
+    def save_depth(self, path: str | Path, index: int | None = None) -> Path:
+        """Write depth for other programs.
 
         Args:
-            path: ``.npy``: float32 inverse depth. ``.png``: 16 bit grey, depth in millimetres for a metric model (0:
-                farther than 65.535 m), else inverse depth scaled to 0-65535 by the frame's maximum.
-            index: Number of the frame.
+            path: Its suffix says what is written. ``.npy``: float32 inverse depth of a frame. ``.png``: 16 bit grey of
+                a frame, depth in millimetres for a metric model (0: farther than 65.535 m), else inverse depth scaled
+                to 0-65535 by the frame's maximum. ``.npz``: of all frames that have depth ``inverse_depth`` float16
+                ``(N, H, W)``, ``index``, ``time_seconds``, ``focal_length_px`` (NaN for relative models). ``.mp4``:
+                RGB and depth side by side, to be looked at.
+            index: Number of the frame, for ``.npy`` and ``.png``.
 
         Returns:
             The path.
 
         Raises:
-            ValueError: Another suffix. Otherwise as `inverse_depth`.
+            ValueError: Another suffix, or `index` is missing or not wanted. Otherwise as `inverse_depth`.
         """
         path = Path(path)
+        if path.suffix not in (".npy", ".png", ".npz", ".mp4"):
+            raise ValueError(f"path={str(path)!r}: must end in .npy or .png (a frame), .npz or .mp4 (the clip)")
+        if (index is None) == (path.suffix in (".npy", ".png")):
+            raise ValueError(f"index={index}: .npy and .png hold one frame, .npz and .mp4 all of them")
+        if index is None:
+            return self._save_all(path)
         if path.suffix == ".npy":
             np.save(path, self.inverse_depth(index))
-        elif path.suffix == ".png":
-            if self.row["depth_kind"] == "metric":
-                millimetres = self.depth_m(index) * 1000
-                grey = np.where(millimetres <= 65535, millimetres, 0)
-            else:
-                inverse_depth = self.inverse_depth(index)
-                grey = inverse_depth * (65535 / max(float(inverse_depth.max()), 1e-9))
-            if not cv2.imwrite(str(path), grey.round().astype(np.uint16)):
-                raise OSError(f"{path} could not be written")
+            return path
+        if self.row["depth_kind"] == "metric":
+            millimetres = self.depth_m(index) * 1000
+            grey = np.where(millimetres <= 65535, millimetres, 0)
         else:
-            raise ValueError(f"path={str(path)!r}: must end in .npy or .png")
+            inverse_depth = self.inverse_depth(index)
+            grey = inverse_depth * (65535 / max(float(inverse_depth.max()), 1e-9))
+        if not cv2.imwrite(str(path), grey.round().astype(np.uint16)):
+            raise OSError(f"{path} could not be written")
         return path
 
-    def _path(self, column: str) -> Path:
+    def _save_all(self, path: Path) -> Path:
+        if path.suffix == ".mp4":
+            from kdepth.plots import depth_video  # brings matplotlib, which readers of frames do without
+
+            return depth_video(self, path)
+        frames = list(self._depth_frames.values())
+        np.savez_compressed(
+            path,
+            inverse_depth=np.stack(list(read_depth(self._open("depth")))),
+            index=np.array([frame["index"] for frame in frames]),
+            time_seconds=np.array([frame["time_seconds"] for frame in frames]),
+            focal_length_px=np.array([frame["focal_length_px"] for frame in frames], np.float32),
+        )
+        return path
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong with the clip's files, read to their ends: ``"video"`` or ``"depth"`` -> problem."""
+        found = {}
+        try:
+            num_frames = sum(1 for _ in read_frames(self._open("video"), lambda index, time_seconds: True))
+            if num_frames != self.row["num_frames"]:
+                found["video"] = f"has {num_frames} frames, not {self.row['num_frames']}"
+        except DatasetError as exc:
+            found["video"] = str(exc)
+        if self.row["depth_path"] is None:
+            return found
+        try:
+            written = [frame["crc32"] for frame in self._depth_frames.values()]
+            stored = read_checksums(self._open("depth"))
+            if written != stored:
+                changed = sum(a != b for a, b in zip(written, stored, strict=False)) + abs(len(written) - len(stored))
+                found["depth"] = f"{changed} of {len(written)} frames are not what was written"
+        except DatasetError as exc:
+            found["depth"] = str(exc)
+        return found
+
+    def file_bytes(self, kind: str) -> bytes | None:
+        """The whole ``"video"`` or ``"depth"`` file; None if the clip has none."""
+        if self.row["status"] == FAILED or self.row[f"{kind}_path"] is None:
+            return None
+        file = self._open(kind)
+        if isinstance(file, str):
+            try:
+                return Path(file).read_bytes()
+            except OSError as exc:
+                raise DatasetError(f"{self.clip_id}: {exc}") from exc
+        with file:
+            content: bytes = file.read()
+        return content
+
+    def _open(self, kind: str) -> Any:
+        self._check_ok()
+        try:
+            return self._open_file(kind)
+        except OSError as exc:
+            raise DatasetError(f"{self.row[f'{kind}_path']} of {self.clip_id} can't be opened: {exc}") from exc
+
+    def _path(self, kind: str) -> Path:
+        self._check_ok()
+        if self._root is None:
+            raise DatasetError(
+                f"{self.clip_id} has no files in a folder: its dataset is packed or in an object store; use frame(), "
+                "frames(), inverse_depth() or save_depth()"
+            )
+        return self._root / str(self.row[f"{kind}_path"])
+
+    def _check_ok(self) -> None:
         if self.row["status"] == FAILED:
             row = self.row
             why = f"{row['error_type']}: {row['error_message']}"
             raise DatasetError(f"{self.clip_id} failed at {row['failed_stage']}: {why}")
-        return self._root / str(self.row[column])
 
     def __repr__(self) -> str:
         row = self.row

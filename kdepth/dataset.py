@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,46 +16,59 @@ import lance
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from kdepth.clip import Clip
 from kdepth.errors import DatasetError
 from kdepth.schema import CLIP_SCHEMA, FAILED, OK, rows_to_table
+from kdepth.storage import Root
 
 # A commit costs about 15 ms and one small fragment; what is not committed is lost with the driver.
 _COMMIT_ROWS = 64
 _COMMIT_SECONDS = 5.0
-# Old versions are for readers that opened the dataset a moment ago.
-_KEEP_VERSIONS = timedelta(hours=1)
+# Old versions are for readers that have the dataset open, and for `open_dataset(root, as_of=...)`.
+_KEEP_VERSIONS = timedelta(days=1)
+_INDICES = {"clip_id": "BTREE", "label": "BITMAP", "status": "BITMAP"}
+_PACK_ROWS = 8  # of clips in memory at once, each a few megabytes
+_RUN_KEY = "kdepth.run."  # of the dataset's metadata; followed by the run's id
 
 
-def project_path(path: str | Path) -> Path:
+def project_path(path: str | Path) -> str | Path:
     """A path as every notebook means it: relative to the project, wherever the kernel was started.
 
     papermill runs a notebook in the caller's folder, nbval and Jupyter in the notebook's own.
 
     Args:
         path: Absolute, or relative to the nearest folder at or above the working directory that has a
-            ``pyproject.toml``; to the working directory itself if none has.
+            ``pyproject.toml``; to the working directory itself if none has. A URI stays as it is.
     """
+    if "://" in str(path):
+        return str(path)
     here = Path.cwd()
     project = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
     return project / Path(path).expanduser()
 
 
-def lance_path(root: str | Path) -> Path:
-    """Where the dataset of a root is."""
-    return Path(root) / "clips.lance"
+def open_lance(uri: str) -> lance.LanceDataset | None:
+    """The Lance dataset at a path or URI; None if there is none."""
+    try:
+        return lance.dataset(uri)
+    except (ValueError, OSError) as exc:  # Lance says both in words alone
+        if re.search("not found|does not exist", str(exc), re.IGNORECASE):
+            return None
+        raise
 
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def read_rows(root: str | Path, columns: Sequence[str], where: str | None = None) -> pa.Table:
+def read_rows(root: str | Path | Root, columns: Sequence[str], where: str | None = None) -> pa.Table:
     """Rows of a root's dataset as they are now; an empty table if nothing was ever committed."""
-    if not lance_path(root).exists():
+    dataset = open_lance(Root(root).lance_uri)
+    if dataset is None:
         return CLIP_SCHEMA.empty_table().select(columns)
-    return lance.dataset(str(lance_path(root))).to_table(columns=list(columns), filter=where)
+    return dataset.to_table(columns=list(columns), filter=where)
 
 
 class ClipWriter:
@@ -66,14 +82,13 @@ class ClipWriter:
     """
 
     def __init__(self, root: str | Path, run_id: str) -> None:
-        self._root = Path(root)
+        self.root = Root(root)
         self._run_id = run_id
         self._buffer: list[dict[str, Any]] = []
         self._last_commit = time.monotonic()
         self._seen: set[str] = set()
-        self._root.mkdir(parents=True, exist_ok=True)
-        uri = str(lance_path(root))
-        if not lance_path(root).exists():
+        uri = self.root.lance_uri
+        if open_lance(uri) is None:
             with contextlib.suppress(OSError):  # another run made it in this moment
                 lance.write_dataset(CLIP_SCHEMA.empty_table(), uri, mode="create", data_storage_version="stable")
         self._dataset = lance.dataset(uri)
@@ -104,8 +119,14 @@ class ClipWriter:
             self._buffer.clear()
         self._last_commit = time.monotonic()
 
-    def finish(self) -> int:
-        """Commit the rest, verify the count, merge small fragments, write ``clips.parquet``; the dataset's version.
+    def finish(self, run: Mapping[str, Any] | None = None) -> int:
+        """Commit the rest, verify the count, merge small fragments, index, write ``clips.parquet``.
+
+        Args:
+            run: What to remember of the run (`ClipDataset.runs`); anything that JSON knows.
+
+        Returns:
+            The dataset's version.
 
         Raises:
             DatasetError: The dataset does not hold each row of this run once.
@@ -117,44 +138,68 @@ class ClipWriter:
         missing = self._seen.difference(committed)
         if missing or len(set(committed)) != len(committed):
             raise DatasetError(
-                f"{lance_path(self._root)}: of {len(self._seen)} rows of this run {len(missing)} are missing, and "
+                f"{self.root.lance_uri}: of {len(self._seen)} rows of this run {len(missing)} are missing, and "
                 f"{len(committed) - len(set(committed))} names are there twice"
             )
         if self._seen:
-            self._dataset.optimize.compact_files()
-            self._dataset.cleanup_old_versions(older_than=_KEEP_VERSIONS)
-        if self._seen or not (self._root / "clips.parquet").exists():
-            write_parquet(self._root)
+            if run is not None:
+                self._dataset.update_metadata({_RUN_KEY + self._run_id: json.dumps(run)})
+            with contextlib.suppress(OSError):  # another run is at the same, whose work is as good
+                self._tidy()
+        if self._seen or self.root.size("clips.parquet") is None:
+            write_parquet(self.root)
         return int(self._dataset.latest_version)
 
+    def _tidy(self) -> None:
+        self._dataset.optimize.compact_files()
+        indexed = {field for index in self._dataset.describe_indices() for field in index.field_names}
+        for column, kind in _INDICES.items():
+            if column not in indexed:
+                self._dataset.create_scalar_index(column, kind)
+        self._dataset.optimize.optimize_indices()
+        self._dataset.cleanup_old_versions(older_than=_KEEP_VERSIONS)
 
-def write_parquet(root: str | Path) -> Path:
-    """Copy the dataset's rows to ``<root>/clips.parquet``, for tools without Lance; the path."""
-    path = Path(root) / "clips.parquet"
-    part = path.with_name(path.name + ".part")
-    with pq.ParquetWriter(part, CLIP_SCHEMA) as writer:
-        for batch in lance.dataset(str(lance_path(root))).to_batches():
-            writer.write_batch(batch)
-    return part.replace(path)
+
+def write_parquet(root: str | Path | Root) -> None:
+    """Copy the dataset's rows to ``<root>/clips.parquet``, for tools without Lance."""
+    root = Root(root)
+    with root.writing("clips.parquet") as path:
+        part = path.with_name(path.name + ".part")
+        with pq.ParquetWriter(part, CLIP_SCHEMA) as writer:
+            for batch in lance.dataset(root.lance_uri).to_batches():
+                writer.write_batch(batch)
+        part.replace(path)
 
 
-def open_dataset(root: str | Path) -> ClipDataset:
-    """Open the dataset of a root.
+def open_dataset(root: str | Path, *, as_of: int | datetime | None = None) -> ClipDataset:
+    """Open the dataset of a root, or a packed one (`pack`).
+
+    Args:
+        root: Folder or URI.
+        as_of: A version, or a time: the dataset as it was then (`ClipDataset.versions`; a day's are kept).
 
     Raises:
         DatasetError: There is none.
     """
-    if not lance_path(root).exists():
-        raise DatasetError(f"no dataset at {lance_path(root)}: run the pipeline with this root first")
-    return ClipDataset(root)
+    return ClipDataset(root, as_of=as_of)
 
 
 class ClipDataset:
     """A finished or growing dataset; ``lance`` is the Lance dataset underneath."""
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        self.lance = lance.dataset(str(lance_path(root)))
+    def __init__(self, root: str | Path, *, as_of: int | datetime | None = None) -> None:
+        self._root = Root(root)
+        self.root: str | Path = self._root.work if self._root.is_local else self._root.uri
+        found = open_lance(self._root.lance_uri)
+        if found is None:
+            found = open_lance(self._root.uri)
+        if found is None:
+            raise DatasetError(f"no dataset at {self._root.lance_uri}: run the pipeline with this root first")
+        try:
+            self.lance = found if as_of is None else lance.dataset(found.uri, **_as_of(as_of))
+        except ValueError as exc:
+            raise DatasetError(f"{found.uri} has nothing as of {as_of}: {exc}") from exc
+        self.is_packed = "depth" in self.lance.schema.names
 
     def __len__(self) -> int:
         return int(self.lance.count_rows())
@@ -180,15 +225,81 @@ class ClipDataset:
         return rows.sort_by("clip_id").select(wanted)
 
     def __getitem__(self, clip_id: str) -> Clip:
-        rows = self.lance.to_table(filter=f"clip_id = {_quoted(clip_id)}").to_pylist()
+        rows = self._rows(f"clip_id = {_quoted(clip_id)}")
         if not rows:
             raise KeyError(f"no clip {clip_id!r} among the {len(self)} of {self.root}")
-        return Clip(self.root, rows[0])
+        return self._clip(rows[0])
 
     def __iter__(self) -> Iterator[Clip]:
         """Clips with status ok, in order of ``clip_id``."""
-        for row in self.table(where=f"status = '{OK}'").to_pylist():
-            yield Clip(self.root, row)
+        yield from map(self._clip, self._rows(f"status = '{OK}'"))
+
+    def _rows(self, where: str) -> list[dict[str, Any]]:
+        found = self.lance.to_table(columns=CLIP_SCHEMA.names, filter=where)
+        rows: list[dict[str, Any]] = found.sort_by("clip_id").to_pylist()
+        return rows
+
+    def _clip(self, row: dict[str, Any]) -> Clip:
+        return Clip(self._root.work if self.has_paths else None, row, lambda kind: self.open_file(row, kind))
+
+    @property
+    def has_paths(self) -> bool:
+        """Whether the clips' files lie in a folder (else: in an object store, or packed)."""
+        return self._root.is_local and not self.is_packed
+
+    def open_file(self, row: Mapping[str, Any], kind: str) -> Any:
+        """A clip's ``"video"`` or ``"depth"`` file: its path, or a file object that reads from afar as it is used.
+
+        Raises:
+            OSError: It is not there.
+        """
+        if not self.is_packed:
+            return self._root.open(row[f"{kind}_path"])
+        where = f"clip_id = {_quoted(row['clip_id'])}"
+        row_id = self.lance.to_table(columns=["clip_id"], filter=where, with_row_id=True)["_rowid"]
+        return self.lance.take_blobs(kind, ids=row_id.to_pylist())[0]
+
+    @property
+    def versions(self) -> list[dict[str, Any]]:
+        """What `as_of` can go back to: ``version``, ``committed_at`` and ``num_rows`` of each commit, oldest first."""
+        return [
+            {
+                "version": version["version"],
+                "committed_at": version["timestamp"].astimezone(UTC),
+                "num_rows": int(version["metadata"]["total_rows"]),
+            }
+            for version in self.lance.versions()
+        ]
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """What is remembered of the runs that wrote here, by ``run_id``: parameters, versions, counts, seconds."""
+        metadata: dict[str, str] = self.lance.metadata()
+        found = {key[len(_RUN_KEY) :]: json.loads(text) for key, text in metadata.items() if key.startswith(_RUN_KEY)}
+        return dict(sorted(found.items()))
+
+    def verify(self, *, delete: bool = False) -> pa.Table:
+        """Read every file to its end: are the frames there, and are they what was written?
+
+        Args:
+            delete: Delete files that are not, so that the next run makes them again.
+
+        Returns:
+            What is wrong, one row a file: ``clip_id``, ``path``, ``problem``. No rows: all is well.
+
+        Raises:
+            ValueError: ``delete`` with a packed dataset, whose files can't be made again.
+        """
+        if delete and self.is_packed:
+            raise ValueError("delete=True: a packed dataset has no files of its own; pack the root again")
+        found = []
+        for row in tqdm(self._rows(f"status = '{OK}'"), desc="verify", unit="clip", file=sys.stdout, ncols=110):
+            clip = self._clip(row)
+            for kind, problem in clip.problems().items():
+                found.append({"clip_id": clip.clip_id, "path": row[f"{kind}_path"], "problem": problem})
+                if delete:
+                    self._root.delete(row[f"{kind}_path"])
+        schema = pa.schema([("clip_id", pa.string()), ("path", pa.string()), ("problem", pa.string())])
+        return pa.Table.from_pylist(found, schema=schema)
 
     def failures(self) -> pa.Table:
         """What failed: ``clip_id, failed_stage, error_type, error_message, source_url``."""
@@ -224,3 +335,39 @@ class ClipDataset:
         ``select label, avg(f['median']) from (select label, unnest(frames) f from dataset) group by label``.
         """
         return pa.Table.from_batches(self.lance.sql(query).build().to_batch_records())
+
+
+def _as_of(moment: int | datetime) -> dict[str, Any]:
+    return {"version": moment} if isinstance(moment, int) else {"asof": moment}
+
+
+def pack(root: str | Path, uri: str | Path) -> None:
+    """Write one Lance dataset that holds everything: the rows, and each clip's 360p and depth file as blob columns.
+
+    For clusters without a shared disk and for uploads to a hub; `open_dataset` opens it like a root, and reads a frame
+    without loading the rest of its file.
+
+    Args:
+        root: Folder or URI of a dataset.
+        uri: Where to write; nothing may be there yet.
+
+    Raises:
+        DatasetError: There is no dataset at `root`, something is at `uri`, or a file of a clip is missing.
+    """
+    ds = open_dataset(root)
+    if open_lance(str(uri)) is not None:
+        raise DatasetError(f"{uri} exists already; choose another place, or delete it")
+    schema = pa.schema([*CLIP_SCHEMA, lance.blob_field("video"), lance.blob_field("depth")])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with tqdm(total=len(ds), desc="pack", unit="clip", file=sys.stdout, ncols=110) as bar:
+            for batch in ds.lance.to_batches(columns=CLIP_SCHEMA.names, batch_size=_PACK_ROWS):
+                rows = batch.to_pylist()
+                columns = [batch.column(name) for name in CLIP_SCHEMA.names]
+                for kind in ("video", "depth"):
+                    columns.append(lance.blob_array([ds._clip(row).file_bytes(kind) for row in rows]))
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+                bar.update(len(rows))
+
+    reader = pa.RecordBatchReader.from_batches(schema, batches())
+    lance.write_dataset(reader, str(uri), mode="create", data_storage_version="2.2")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import av
 import numpy as np
@@ -96,27 +96,32 @@ class DepthWriter:
             self._part.unlink(missing_ok=True)
 
 
-def read_depth(path: str | Path) -> Iterator[NDArray[np.float16]]:
-    """All frames of a depth file in order, each float16 ``(H, W)`` inverse depth.
+def _opened(source: str | Path | BinaryIO) -> Any:
+    """A container of a path, or of a file that can seek (of an object store, or a blob), which is read as needed."""
+    return av.open(str(source) if isinstance(source, str | Path) else source)
+
+
+def read_depth(source: str | Path | BinaryIO) -> Iterator[NDArray[np.float16]]:
+    """All frames of a depth file (path or file) in order, each float16 ``(H, W)`` inverse depth.
 
     Raises:
         DatasetError: The file is missing, or can't be decoded to its end. Bytes that changed in it are not always
             noticed here, as they are by `Clip.inverse_depth`.
     """
     try:
-        with av.open(str(path)) as container:
+        with _opened(source) as container:
             stream = container.streams.video[0]
             for frame in container.decode(stream):
                 yield _half(frame)
     except (OSError, av.error.FFmpegError, IndexError) as exc:
-        raise DatasetError(f"{path} can't be read as a depth file: {exc}") from exc
+        raise DatasetError(f"{_name(source)} can't be read as a depth file: {exc}") from exc
 
 
-def read_depth_at(path: str | Path, time_seconds: float, crc32: int | None = None) -> NDArray[np.float16]:
+def read_depth_at(source: str | Path | BinaryIO, time_seconds: float, crc32: int | None = None) -> NDArray[np.float16]:
     """The depth frame shown at a time: float16 ``(H, W)`` inverse depth.
 
     Args:
-        path: The depth file.
+        source: The depth file: its path, or a file that can seek.
         time_seconds: Presentation time of the frame.
         crc32: What `DepthWriter.write` said of it, if known.
 
@@ -125,7 +130,7 @@ def read_depth_at(path: str | Path, time_seconds: float, crc32: int | None = Non
     """
     target = round(time_seconds * 1000)
     try:
-        with av.open(str(path)) as container:
+        with _opened(source) as container:
             stream = container.streams.video[0]
             container.seek(target, stream=stream, backward=True)
             for packet in container.demux(stream):
@@ -133,13 +138,13 @@ def read_depth_at(path: str | Path, time_seconds: float, crc32: int | None = Non
                 if packet.pts is not None and packet.pts >= target - 1:
                     if crc32 is not None and zlib.crc32(packet) != crc32:
                         raise DatasetError(
-                            f"{path} is damaged: its frame at {time_seconds:.3f} s is not what was written"
+                            f"{_name(source)} is damaged: its frame at {time_seconds:.3f} s is not what was written"
                         )
                     for frame in packet.decode():
                         return _half(frame)
     except (OSError, av.error.FFmpegError, IndexError) as exc:
-        raise DatasetError(f"{path} can't be read as a depth file: {exc}") from exc
-    raise DatasetError(f"{path} has no frame at {time_seconds:.3f} s")
+        raise DatasetError(f"{_name(source)} can't be read as a depth file: {exc}") from exc
+    raise DatasetError(f"{_name(source)} has no frame at {time_seconds:.3f} s")
 
 
 class Frame(NamedTuple):
@@ -150,25 +155,65 @@ class Frame(NamedTuple):
     rgb: NDArray[np.uint8]
 
 
-def read_frames(path: str | Path, wanted: Callable[[int, float], bool] | None = None) -> Iterator[Frame]:
+def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bool] | None = None) -> Iterator[Frame]:
     """Frames of a 360p file in presentation order. Only for files that kdepth's own encoder wrote.
 
     Args:
-        path: The 360p file.
+        source: The 360p file: its path, or a file that can seek.
         wanted: Told index and time in seconds of each frame; only those it says yes to are converted. Default: all.
 
     Raises:
         DatasetError: The file is missing or can't be decoded to its end.
     """
     try:
-        with av.open(str(path)) as container:
+        with _opened(source) as container:
             stream = container.streams.video[0]
             for index, frame in enumerate(container.decode(stream)):
                 time_seconds = float(frame.time or 0.0)
                 if wanted is None or wanted(index, time_seconds):
                     yield Frame(index, time_seconds, _rgb(frame))
     except (OSError, av.error.FFmpegError, IndexError) as exc:
-        raise DatasetError(f"{path} can't be decoded: {exc}") from exc
+        raise DatasetError(f"{_name(source)} can't be decoded: {exc}") from exc
+
+
+def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
+    """The frame of a 360p file that is shown at a time; decodes from the key frame before it. ``index`` is -1.
+
+    Raises:
+        DatasetError: As `read_frames`.
+    """
+    found = None
+    try:
+        with _opened(source) as container:
+            stream = container.streams.video[0]
+            # Half a millisecond: times are kept in seconds, and the file counts in ticks.
+            container.seek(round((time_seconds + 5e-4) / stream.time_base), stream=stream, backward=True)
+            for frame in container.decode(stream):
+                if found is not None and float(frame.time or 0.0) > time_seconds + 5e-4:
+                    break
+                found = frame
+            if found is not None:
+                return Frame(-1, float(found.time or 0.0), _rgb(found))
+    except (OSError, av.error.FFmpegError, IndexError) as exc:
+        raise DatasetError(f"{_name(source)} can't be decoded: {exc}") from exc
+    raise DatasetError(f"{_name(source)} has no frame")
+
+
+def read_checksums(source: str | Path | BinaryIO) -> list[int]:
+    """CRC-32 of each frame's packet in a depth file, in order: what `DepthWriter.write` gave.
+
+    Raises:
+        DatasetError: As `read_depth`.
+    """
+    try:
+        with _opened(source) as container:
+            return [zlib.crc32(packet) for packet in container.demux(video=0) if packet.size]
+    except (OSError, av.error.FFmpegError, IndexError) as exc:
+        raise DatasetError(f"{_name(source)} can't be read as a depth file: {exc}") from exc
+
+
+def _name(source: str | Path | BinaryIO) -> str:
+    return str(source) if isinstance(source, str | Path) else "the clip's file"
 
 
 def _rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:

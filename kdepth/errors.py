@@ -22,7 +22,9 @@
     │   ├── TranscodeTimeoutError   wall-clock or CPU limit
     │   └── TranscodeMemoryError    memory limit
     ├── DepthError                  a model that can't be loaded or used, a clip it can't be used on
+    ├── WorkerDiedError             a clip that took the worker process with it, three times
     └── DatasetError                a dataset, clip or frame that is not there or not whole
+        └── StorageError            the disk is full: stops the run
 
 A caller's mistake is a ``ValueError`` or ``TypeError``. All of these survive pickling, because they cross Ray: each
 passes its fields to ``super().__init__`` and formats them in ``__str__``.
@@ -162,3 +164,11 @@ class DepthError(KdepthError):
 
 class DatasetError(KdepthError):
     """A dataset, clip or frame is not there, or is not whole."""
+
+
+class StorageError(DatasetError):
+    """There is no space left for the dataset; the run stops, and can be gone on with."""
+
+
+class WorkerDiedError(KdepthError):
+    """The process that worked on a clip died each time: out of memory, or a crash."""

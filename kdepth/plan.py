@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from kdepth.archives import read_index
 from kdepth.dataset import read_rows
 from kdepth.depth import frame_selector
 from kdepth.models import model_identity
-from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, SOURCE_SCHEMA, clip_id_for
+from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, SOURCE_SCHEMA, clip_id_for
+from kdepth.storage import Root
 
 # Statuses that stay: asking again gives the same answer.
 _PERMANENT_STATUSES = (401, 403, 404, 410, 451)
@@ -26,8 +28,11 @@ PLAN_SCHEMA = pa.schema(
         ("kind", pa.string()),
         ("max_clips", pa.int32()),
         ("skip_members", pa.list_(pa.string())),
+        ("damage", pa.string()),  # what is wrong with the files of a committed clip; null: nothing
     ]
 )
+# Of the plan's metadata: what was asked for, as JSON.
+PARAMETERS_KEY = b"kdepth.parameters"
 # Of a clip's row: what each stage fills in.
 DOWNLOAD_COLUMNS = ("raw_path", "raw_bytes", "raw_sha256", "http_status", "download_attempts")
 VIDEO_COLUMNS = ("width", "height", "average_fps", "num_frames", "duration_seconds", "has_audio")
@@ -51,7 +56,8 @@ def pending(
     """What is left to do of what was asked for: the first step of a run that may have been here before.
 
     Clips that are committed as asked for are dropped. Another `height` redoes transcode and depth of a clip, another
-    `model` or `frames` the depth alone; a file whose size is not what its row says is made again.
+    `model` or `frames` the depth alone; a file whose size is not what its row says is made again, and named in the
+    report (`ClipDataset.verify` looks inside the files too).
 
     Args:
         sources: From `read_sources`.
@@ -62,21 +68,30 @@ def pending(
 
     Returns:
         Rows for `download`, in the order of `sources`: the columns of a clip with what is known already, and ``kind``,
-        ``max_clips``, ``skip_members``.
+        ``max_clips``, ``skip_members``, ``damage``.
 
     Raises:
         ValueError: `frames` is not one of the allowed values.
         DepthError: The model can't be had.
     """
     frame_selector(frames, 1)
-    root = Path(root)
+    files = Root(root)
     identity = model_identity(model)
     columns = [name for name in COLUMNS if name not in ("frames", "depth_thumbnail")]
     known = {row["clip_id"]: row for row in read_rows(root, columns).to_pylist()}
 
+    sizes = {name: size for folder in ("raw", "360p", "depth") for name, size in files.sizes(folder).items()}
+
     def is_whole(row: Mapping[str, Any], path_column: str, bytes_column: str) -> bool:
-        path = row[path_column] and root / row[path_column]
-        return bool(path) and path.is_file() and path.stat().st_size == row[bytes_column]
+        return row[path_column] is not None and sizes.get(row[path_column]) == row[bytes_column]
+
+    def damage(row: Mapping[str, Any]) -> str | None:
+        """What is wrong with the files of a clip that is ok."""
+        for path_column, bytes_column in (("video_path", "video_bytes"), ("depth_path", "depth_bytes")):
+            if row["status"] == OK and row[path_column] and not is_whole(row, path_column, bytes_column):
+                name, size = row[path_column], sizes.get(row[path_column])
+                return f"{name} is missing" if size is None else f"{name} has {size} bytes, not {row[bytes_column]}"
+        return None
 
     def is_done(row: Mapping[str, Any]) -> bool:
         if row["status"] == FAILED:
@@ -86,8 +101,7 @@ def pending(
         return (
             (row["depth_model"], row["depth_frames"]) == (identity, frames)
             and min(row["width"], row["height"]) == height
-            and is_whole(row, "video_path", "video_bytes")
-            and is_whole(row, "depth_path", "depth_bytes")
+            and damage(row) is None
         )
 
     def resumed(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +113,7 @@ def pending(
             keep += DOWNLOAD_COLUMNS
         if is_whole(row, "video_path", "video_bytes") and min(row["width"], row["height"]) == height:
             keep += DOWNLOAD_COLUMNS + TRANSCODE_COLUMNS
-        return {name: row[name] for name in keep}
+        return {name: row[name] for name in keep} | {"damage": damage(row)}
 
     by_archive: dict[str, list[dict[str, Any]]] = {}
     for row in known.values():
@@ -110,14 +124,15 @@ def pending(
     for source in sources.to_pylist():
         fields = _planned(source)
         if source["kind"] == "archive":
-            plan += _plan_archive(fields, by_archive.get(fields["source_url"], []), known, root, is_done, resumed)
+            plan += _plan_archive(fields, by_archive.get(fields["source_url"], []), known, files.work, is_done, resumed)
         elif source["kind"] == "annotation" or (row := known.get(source["clip_id"])) is None:
             plan.append(fields)
         elif not is_done(row):
             plan.append(resumed(row) | fields)
     if not any(row["kind"] == "archive" for row in plan):  # nothing left to look the annotations up for
         plan = [row for row in plan if row["kind"] != "annotation"]
-    return pa.Table.from_pylist(plan, schema=PLAN_SCHEMA)
+    asked = {"height": height, "model": identity, "frames": frames, "retry_failed": retry_failed}
+    return pa.Table.from_pylist(plan, schema=PLAN_SCHEMA.with_metadata({PARAMETERS_KEY: json.dumps(asked)}))
 
 
 def _planned(source: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -14,17 +15,24 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from ray._private import ray_constants
+from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
 from kdepth.dataset import ClipWriter
+from kdepth.errors import StorageError
+from kdepth.ffmpeg import ffmpeg_version
+from kdepth.plan import PARAMETERS_KEY
 from kdepth.schema import FAILED, OK, SUPERSEDED
+from kdepth.storage import Root
 
 
 def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool = False) -> None:
@@ -97,6 +105,7 @@ class RunReport:
         seconds: Wall time from the first stage's start to the last commit.
         version: Of the Lance dataset afterwards.
         failures: How many failed by ``(stage, error class)``.
+        damage: What was wrong with the files of clips that had been ok, and were made again: ``clip_id`` -> problem.
         annotated_without_clip: Annotated clips that no source held; None if there were no archives to look in.
         clips_without_annotation: Clips of archives that no annotation names; None without annotations.
     """
@@ -108,6 +117,7 @@ class RunReport:
     seconds: float = 0.0
     version: int = 0
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    damage: dict[str, str] = field(default_factory=dict)
     annotated_without_clip: int | None = None
     clips_without_annotation: int | None = None
 
@@ -120,6 +130,9 @@ class RunReport:
             f"in {self.seconds:.0f} s ({rate:.1f} frames/s); dataset version {self.version}"
         ]
         lines += [f"  {count} x {stage}: {error}" for (stage, error), count in self.failures.most_common()]
+        lines += [f"  made again: {clip_id} ({problem})" for clip_id, problem in list(self.damage.items())[:10]]
+        if len(self.damage) > 10:
+            lines.append(f"  made again: {len(self.damage) - 10} more")
         if self.annotated_without_clip is not None:
             lines.append(f"  annotated, but in no archive: {self.annotated_without_clip}")
         if self.clips_without_annotation is not None:
@@ -140,10 +153,21 @@ def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table 
 
     Raises:
         DatasetError: The dataset does not hold what the stages emitted.
+        StorageError: The disk is full.
     """
+    with Root(root).in_use():
+        return _write_lance(clips, root, sources)
+
+
+def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | None) -> RunReport:
     started = time.perf_counter()
     report = RunReport(run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}")
     writer = ClipWriter(root, report.run_id)
+    parameters = {}
+    if sources is not None and "damage" in sources.column_names:
+        damaged = sources.filter(pc.is_valid(sources["damage"]))
+        report.damage = dict(zip(damaged["clip_id"].to_pylist(), damaged["damage"].to_pylist(), strict=True))
+        parameters = json.loads((sources.schema.metadata or {}).get(PARAMETERS_KEY, b"{}"))
     kinds = Counter(sources["kind"].to_pylist()) if sources is not None else Counter[str]()
     annotated: set[str] = set()
     if kinds["annotation"] and sources is not None:
@@ -153,34 +177,61 @@ def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table 
         # How many clips an archive holds is known once it was read; until then the annotations are the best guess.
         unknown = sources is None or (kinds["archive"] and not kinds["annotation"])
         total = None if unknown else kinds.total() - kinds["archive"]
-        with tqdm(total=total, desc="clips", unit="clip", file=sys.stdout, mininterval=1.0, ncols=110) as bar:
-            try:
-                for row in _stream_rows(clips):
-                    if row["status"] == SUPERSEDED:
-                        writer.discard(row["clip_id"])
-                        continue
-                    row["status"] = row["status"] or OK  # a pipeline may end before the depth stage
-                    if not writer.add(row):
-                        continue
-                    report.num_ok += row["status"] == OK
-                    report.num_failed += row["status"] == FAILED
-                    report.num_depth_frames += (row["num_depth_frames"] or 0) if row["status"] == OK else 0
-                    if row["status"] == FAILED:
-                        report.failures[row["failed_stage"], row["error_type"]] += 1
-                    if row["archive_member"] is not None:
-                        found += row["clip_id"] in annotated
-                        unannotated += row["clip_id"] not in annotated
-                    rate = report.num_depth_frames / (time.perf_counter() - started)
-                    bar.set_postfix_str(f"{report.num_failed} failed, {rate:.1f} frames/s", refresh=False)
-                    bar.update()
-            finally:
-                writer.commit()
-    report.version = writer.finish()
+        bar = tqdm(total=total, desc="clips", unit="clip", file=sys.stdout, mininterval=1.0, ncols=110)
+        with bar, _committing(writer):
+            for row in _stream_rows(clips):
+                if row["status"] == SUPERSEDED:
+                    writer.discard(row["clip_id"])
+                    continue
+                row["status"] = row["status"] or OK  # a pipeline may end before the depth stage
+                if not writer.add(row):
+                    continue
+                report.num_ok += row["status"] == OK
+                report.num_failed += row["status"] == FAILED
+                report.num_depth_frames += (row["num_depth_frames"] or 0) if row["status"] == OK else 0
+                if row["status"] == FAILED:
+                    report.failures[row["failed_stage"], row["error_type"]] += 1
+                if row["archive_member"] is not None:
+                    found += row["clip_id"] in annotated
+                    unannotated += row["clip_id"] not in annotated
+                rate = report.num_depth_frames / (time.perf_counter() - started)
+                bar.set_postfix_str(f"{report.num_failed} failed, {rate:.1f} frames/s", refresh=False)
+                bar.update()
+    report.seconds = time.perf_counter() - started
+    report.version = writer.finish(
+        {
+            "kdepth": version("kdepth"),
+            "ffmpeg": ffmpeg_version(),
+            **parameters,
+            **{name: getattr(report, name) for name in ("num_ok", "num_failed", "num_depth_frames")},
+            "seconds": round(report.seconds, 1),
+        }
+    )
     if num_annotated:
         report.annotated_without_clip = num_annotated - found
         report.clips_without_annotation = unannotated
     report.seconds = time.perf_counter() - started
     return report
+
+
+@contextlib.contextmanager
+def _committing(writer: ClipWriter) -> Iterator[None]:
+    """Commit what there is when the block ends, however it does; a full disk is one line, wherever it showed."""
+    try:
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error says more
+                writer.commit()
+            raise
+        writer.commit()
+    except RayTaskError as exc:
+        if isinstance(exc.cause, StorageError):
+            raise exc.cause from None
+        raise
+    except OSError as exc:
+        writer.root.check_space(exc)
+        raise
 
 
 def _stream_rows(clips: ray.data.Dataset) -> Iterator[dict[str, Any]]:

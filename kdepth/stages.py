@@ -24,8 +24,8 @@ import ray.data
 from kdepth.archives import Member, read_archive
 from kdepth.depth import estimate_clip_depth, frame_selector
 from kdepth.download import client_session, fetch
-from kdepth.errors import DamagedMediaError, KdepthError
-from kdepth.models import load_model, model_identity
+from kdepth.errors import DamagedMediaError, KdepthError, WorkerDiedError
+from kdepth.models import DepthKind, load_model, model_identity
 from kdepth.plan import VIDEO_COLUMNS, plan_all
 from kdepth.runs import start_ray
 from kdepth.schema import (
@@ -41,7 +41,8 @@ from kdepth.schema import (
     parse_kinetics_name,
     rows_to_table,
 )
-from kdepth.transcode import transcode_file, video_info
+from kdepth.storage import Root
+from kdepth.transcode import VideoInfo, transcode_file, video_info
 from kdepth.youtube import fetch_youtube
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 # worker process a core. What they leave of a core is for downloads, which wait more than they compute.
 _STAGE_CPUS = 0.9
 _DOWNLOAD_CPUS = 0.1
+_MAX_DEATHS = 3
 
 
 def download(
@@ -65,7 +67,8 @@ def download(
 
     Args:
         sources: From `read_sources`, or what `pending` left of it.
-        root: Folder of the dataset, shared by all nodes.
+        root: Folder of the dataset, shared by all nodes; or a URI such as ``s3://bucket/kinetics``, for which PyArrow
+            and Lance take credentials and endpoint from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``).
         allow_private_hosts: Connect to loopback, private and link-local addresses too.
         concurrency: Tasks at once; each reads one archive, or `batch_size` files.
         batch_size: Files that a task fetches at once.
@@ -86,7 +89,7 @@ def download(
     blocks = [sources.take(chunk) for chunk in chunks] or [sources.schema.empty_table()]
     return ray.data.from_arrow(blocks).map_batches(
         _download_block,
-        fn_kwargs={"root": Path(root), "annotations": annotations, "allow_private_hosts": allow_private_hosts},
+        fn_kwargs={"root": Root(root), "annotations": annotations, "allow_private_hosts": allow_private_hosts},
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=_DOWNLOAD_CPUS,
@@ -112,7 +115,7 @@ def transcode(
         raise ValueError(f"height={height}: must be even, and at least 32 pixels")
     return clips.map_batches(
         _transcode_block,
-        fn_kwargs={"root": Path(root), "height": height, "keep_raw": keep_raw},
+        fn_kwargs={"root": Root(root), "height": height, "keep_raw": keep_raw},
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=_STAGE_CPUS,
@@ -126,6 +129,7 @@ def estimate_depth(
     model: str = "small",
     frames: str = "all",
     device: str = "auto",
+    depth_kind: DepthKind | None = None,
     concurrency: int | None = None,
 ) -> ray.data.Dataset:
     """Estimate depth of every transcoded clip into ``<root>/depth``. Lazy.
@@ -136,6 +140,7 @@ def estimate_depth(
         model: As for `load_model`.
         frames: As for `estimate_clip_depth`.
         device: ``"auto"``: the GPUs if the cluster has any; else ``"cpu"`` or ``"cuda"``.
+        depth_kind: As for `load_model`: a DPT checkpoint needs it.
         concurrency: Actors, each with the model loaded once. Default: one a GPU; without GPU one a core for ``small``,
             and for larger networks one that uses all cores.
 
@@ -152,7 +157,7 @@ def estimate_depth(
     threads = max(1, cpus // size)
     return clips.map_batches(
         _DepthStage,
-        fn_constructor_args=(Path(root), model, frames, device, identity, threads),
+        fn_constructor_args=(Root(root), model, frames, device, depth_kind, identity, threads),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=_STAGE_CPUS,
@@ -164,16 +169,30 @@ def estimate_depth(
 # --- what runs in the workers ---------------------------------------------------------------------------------------
 
 
-def _run_stage(row: dict[str, Any], stage: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def _run_stage(row: dict[str, Any], stage: str, root: Root, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """One stage of one clip: its columns and times go into the row; an error of kdepth's makes it a failed row."""
     row[f"{stage}_started_at"] = datetime.now(UTC)
     started = time.perf_counter()
     try:
+        _refuse_killer()
         row.update(work())
-    except KdepthError as error:
+    except (KdepthError, OSError) as error:
+        root.check_space(error)
+        if not isinstance(error, KdepthError):
+            raise
         row.update(_failure(stage, error))
     row[f"{stage}_seconds"] = time.perf_counter() - started
     return row
+
+
+def _refuse_killer() -> None:
+    """Ray runs a task again whose process died, without end: after the third time the clip is what killed it."""
+    attempt = ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()
+    if attempt >= _MAX_DEATHS:
+        raise WorkerDiedError(
+            f"the worker process died {attempt} times on this clip: out of memory, or a crash in a codec or the model; "
+            "Ray's logs say which"
+        )
 
 
 def _failure(stage: str, error: KdepthError) -> dict[str, Any]:
@@ -199,7 +218,7 @@ def _blocks(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
 
 
 def _download_block(
-    block: pa.Table, *, root: Path, annotations: pa.Table, allow_private_hosts: bool
+    block: pa.Table, *, root: Root, annotations: pa.Table, allow_private_hosts: bool
 ) -> Iterator[pa.Table]:
     rows = block.to_pylist()
     by_clip_id: dict[str, dict[str, Any]] = {}
@@ -223,7 +242,7 @@ async def _next(rows: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def _download_rows(
-    rows: list[dict[str, Any]], root: Path, annotations: Mapping[str, Mapping[str, Any]], allow_private_hosts: bool
+    rows: list[dict[str, Any]], root: Root, annotations: Mapping[str, Mapping[str, Any]], allow_private_hosts: bool
 ) -> AsyncIterator[dict[str, Any]]:
     async with client_session(allow_private_hosts=allow_private_hosts) as session:
         files = [row for row in rows if row["kind"] != "archive"]
@@ -235,21 +254,21 @@ async def _download_rows(
                     yield clip
 
 
-async def _download_file(row: dict[str, Any], root: Path, session: aiohttp.ClientSession) -> dict[str, Any]:
+async def _download_file(row: dict[str, Any], root: Root, session: aiohttp.ClientSession) -> dict[str, Any]:
     if row["video_path"] or row["raw_path"]:
         return row
     url = row["url"]
     suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
-    path = root / "raw" / f"{row['clip_id']}{suffix if suffix in VIDEO_SUFFIXES else '.video'}"
+    name = f"raw/{row['clip_id']}{suffix if suffix in VIDEO_SUFFIXES else '.video'}"
+    path = root.work / name
     if row["failed_stage"]:  # in an earlier run, on the bytes that are there
-        path.unlink(missing_ok=True)
+        root.delete(name)
         row["failed_stage"] = None
     row["download_started_at"] = datetime.now(UTC)
     started = time.perf_counter()
     try:
-        if path.is_file():  # whole, because it appeared by a rename; a run that was killed had no time for its row
-            sha256 = await asyncio.to_thread(_sha256, path)
-            row.update(raw_bytes=path.stat().st_size, raw_sha256=sha256, download_attempts=0)
+        if (size := root.size(name)) is not None:  # whole, or it were not there: of a run killed before its commit
+            row.update(raw_bytes=size, raw_sha256=await asyncio.to_thread(_sha256, root, name), download_attempts=0)
         else:
             if row["kind"] == "youtube":
                 span = row["time_start_seconds"], row["time_end_seconds"]
@@ -258,32 +277,35 @@ async def _download_file(row: dict[str, Any], root: Path, session: aiohttp.Clien
                 fetched = await fetch(url, path, session=session)
             row.update(raw_bytes=fetched.num_bytes, raw_sha256=fetched.sha256)
             row.update(http_status=fetched.http_status, download_attempts=fetched.attempts)
-        row["raw_path"] = path.relative_to(root).as_posix()
+            await asyncio.to_thread(root.publish, name)
+        row["raw_path"] = name
     except KdepthError as error:
+        root.check_space(error)
         row.update(_failure("download", error))
     row["download_seconds"] = time.perf_counter() - started
     return row
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def _sha256(root: Root, name: str) -> str:
+    with root.reading(name) as path, path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 async def _download_archive(
-    row: dict[str, Any], root: Path, annotations: Mapping[str, Mapping[str, Any]], session: aiohttp.ClientSession
+    row: dict[str, Any], root: Root, annotations: Mapping[str, Mapping[str, Any]], session: aiohttp.ClientSession
 ) -> AsyncIterator[dict[str, Any]]:
     url, source_url = row["url"], row["source_url"]
     started_at, started = datetime.now(UTC), time.perf_counter()
     try:
         members = read_archive(
-            url, root, session=session, skip=frozenset(row["skip_members"] or ()), max_clips=row["max_clips"]
+            url, root.work, session=session, skip=frozenset(row["skip_members"] or ()), max_clips=row["max_clips"]
         )
         async for member in members:
             clip = new_row(source_url=source_url, download_started_at=started_at)
             if isinstance(member, Member):
                 clip.update(clip_id=member.clip_id, archive_member=member.name)
-                clip.update(raw_path=member.path.relative_to(root).as_posix())
+                clip.update(raw_path=member.path.relative_to(root.work).as_posix())
+                await asyncio.to_thread(root.publish, clip["raw_path"])
                 clip.update(raw_bytes=member.num_bytes, raw_sha256=member.sha256)
             else:
                 clip.update(clip_id=clip_id_for(url, member.member), archive_member=member.member)
@@ -294,6 +316,7 @@ async def _download_archive(
             started_at, started = datetime.now(UTC), time.perf_counter()
             yield clip
     except KdepthError as error:
+        root.check_space(error)
         yield new_row(clip_id=row["clip_id"], source_url=source_url) | _failure("download", error)
     else:
         if row["status"] == FAILED:
@@ -307,40 +330,50 @@ def _annotation(clip_id: str, annotations: Mapping[str, Mapping[str, Any]]) -> d
     return dict(zip(("youtube_id", "time_start_seconds", "time_end_seconds"), parsed, strict=True)) if parsed else {}
 
 
-def _transcode_block(block: pa.Table, *, root: Path, height: int, keep_raw: bool) -> Iterator[pa.Table]:
+def _transcode_block(block: pa.Table, *, root: Root, height: int, keep_raw: bool) -> Iterator[pa.Table]:
     def transcoded(row: dict[str, Any]) -> dict[str, Any]:
         if row["status"] is None and row["raw_path"] and not row["video_path"]:
-            row = _run_stage(row, "transcode", lambda: _transcode_clip(row, root, height))
+            row = _run_stage(row, "transcode", root, lambda: _transcode_clip(row, root, height))
         if row["status"] is None and not keep_raw and row["raw_path"]:
-            (root / row["raw_path"]).unlink(missing_ok=True)
+            root.delete(row["raw_path"])
             row["raw_path"] = None
         return row
 
     yield from _blocks(map(transcoded, block.to_pylist()))
 
 
-def _transcode_clip(row: Mapping[str, Any], root: Path, height: int) -> dict[str, Any]:
-    path = root / "360p" / f"{row['clip_id']}.mp4"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    info = None
-    if path.is_file():  # of a run that was killed before it could commit the row, or of another height
-        with contextlib.suppress(DamagedMediaError):
+def _transcode_clip(row: Mapping[str, Any], root: Root, height: int) -> dict[str, Any]:
+    name = f"360p/{row['clip_id']}.mp4"
+    if (num_bytes := root.size(name)) is not None:  # of a run killed before it could commit the row, or another height
+        with contextlib.suppress(DamagedMediaError), root.reading(name) as path:
             info = video_info(path)
-    if info is None or min(info.width, info.height) != height:
-        info = transcode_file(root / row["raw_path"], path, height=height, threads=1)
-    return {
-        "video_path": path.relative_to(root).as_posix(),
-        "video_bytes": path.stat().st_size,
-        **{name: getattr(info, name) for name in VIDEO_COLUMNS},
-    }
+            if min(info.width, info.height) == height:
+                return _video_columns(name, num_bytes, info)
+    with root.reading(row["raw_path"]) as source, root.writing(name) as path:
+        info = transcode_file(source, path, height=height, threads=1)
+        num_bytes = path.stat().st_size
+    return _video_columns(name, num_bytes, info)
+
+
+def _video_columns(name: str, num_bytes: int, info: VideoInfo) -> dict[str, Any]:
+    return {"video_path": name, "video_bytes": num_bytes, **{name: getattr(info, name) for name in VIDEO_COLUMNS}}
 
 
 class _DepthStage:
     """The depth actor: loads the model once, then takes clips."""
 
-    def __init__(self, root: Path, model: str, frames: str, device: str, identity: str, threads: int) -> None:
+    def __init__(
+        self,
+        root: Root,
+        model: str,
+        frames: str,
+        device: str,
+        depth_kind: DepthKind | None,
+        identity: str,
+        threads: int,
+    ) -> None:
         self._root, self._frames = root, frames
-        self._model = load_model(model, device=device, threads=threads)
+        self._model = load_model(model, device=device, depth_kind=depth_kind, threads=threads)
         if self._model.identity != identity:  # a resumed run would take its own clips for another model's
             raise RuntimeError(f"the worker loaded {self._model.identity}, the driver planned for {identity}")
 
@@ -349,21 +382,12 @@ class _DepthStage:
 
     def _estimate(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["status"] is None and row["video_path"]:
-            path = self._root / "depth" / f"{row['clip_id']}.mkv"
             row.update(depth_model=self._model.identity, depth_frames=self._frames, node=socket.gethostname())
-            row = _run_stage(
-                row,
-                "depth",
-                lambda: {
-                    **estimate_clip_depth(
-                        self._root / row["video_path"],
-                        path,
-                        self._model,
-                        frames=self._frames,
-                        num_frames=row["num_frames"],
-                    ),
-                    "depth_path": path.relative_to(self._root).as_posix(),
-                    "status": OK,
-                },
-            )
+            row = _run_stage(row, "depth", self._root, lambda: self._estimate_clip(row))
         return row
+
+    def _estimate_clip(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        name = f"depth/{row['clip_id']}.mkv"
+        with self._root.reading(row["video_path"]) as video, self._root.writing(name) as path:
+            found = estimate_clip_depth(video, path, self._model, frames=self._frames, num_frames=row["num_frames"])
+        return {**found, "depth_path": name, "status": OK}

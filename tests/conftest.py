@@ -11,6 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from pipeline_run import run_pipeline
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Before any part of kdepth is imported: nothing here may look at a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,21 +22,24 @@ import kdepth
 from kdepth import samples
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests run one after the other in one of the two processes: a file's, all that use Ray, the notebooks.
+class _Groups(LoadScopeScheduling):
+    """What runs in one process, one after the other: a file's tests, all that share one Ray, the notebooks."""
 
-    The long ones first, so that none is left alone at the end.
-    """
-
-    def group(item: pytest.Item) -> str:
-        if item.path.suffix == ".ipynb":  # one looks into what another made
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if file.endswith(".ipynb"):  # one looks into what another made
             return "notebooks"
-        return "ray" if "ray_cluster" in getattr(item, "fixturenames", ()) else item.path.name
+        source = (self.config.rootpath / file).read_text()
+        return "ray" if "ray_cluster: None" in source or "sample_run: Run" in source else file
 
-    first = {"notebooks": 0, "ray": 1}
-    items.sort(key=lambda item: first.get(group(item), 2))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Groups:
+    return _Groups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The notebooks first: they take longest."""
+    items.sort(key=lambda item: item.path.suffix != ".ipynb")
 
 
 @pytest.fixture(scope="session")
@@ -56,24 +62,6 @@ class Run(NamedTuple):
     root: Path
     sources: pa.Table
     report: kdepth.RunReport
-
-
-def run_pipeline(
-    sources: pa.Table,
-    root: Path,
-    *,
-    height: int = 360,
-    model: str = "small",
-    frames: str = "all",
-    retry_failed: bool = False,
-    keep_raw: bool = True,
-) -> kdepth.RunReport:
-    """What the notebook does, in one call; with one depth actor: starting another takes longer than it saves."""
-    todo = kdepth.pending(sources, root, height=height, model=model, frames=frames, retry_failed=retry_failed)
-    clips = kdepth.download(todo, root, allow_private_hosts=True)
-    clips = kdepth.transcode(clips, root, height=height, keep_raw=keep_raw)
-    clips = kdepth.estimate_depth(clips, root, model=model, frames=frames, concurrency=1)
-    return kdepth.write_lance(clips, root, sources=todo)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from conftest import Run
 
 import kdepth
-from kdepth.dataset import ClipWriter, lance_path, read_rows
+from kdepth.dataset import ClipWriter, read_rows
 from kdepth.errors import DatasetError
 from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, new_row
 
@@ -89,7 +89,7 @@ def test_rows_that_vanished_are_noticed(tmp_path: Path) -> None:
     for row in rows("abc"):
         writer.add(row)
     writer.commit()
-    lance.dataset(str(lance_path(tmp_path))).delete("clip_id = 'b'")
+    lance.dataset(str(tmp_path / "clips.lance")).delete("clip_id = 'b'")
     with pytest.raises(DatasetError, match="1 are missing"):
         writer.finish()
 
@@ -149,3 +149,55 @@ def test_the_readme_explains_every_column() -> None:
     for name, (_, meaning) in COLUMNS.items():
         assert f"| `{name}` |" in readme
         assert meaning in readme
+
+
+def test_versions_can_be_gone_back_to_and_runs_are_remembered(tmp_path: Path) -> None:
+    first = ClipWriter(tmp_path, "run-1")
+    for row in rows("ab"):
+        first.add(row)
+    version = first.finish({"model": "small", "seconds": 1.5})
+    second = ClipWriter(tmp_path, "run-2")
+    for row in rows("c"):
+        second.add(row)
+    second.finish({"model": "depth-pro"})
+    ds = kdepth.open_dataset(tmp_path)
+    assert ds.runs() == {"run-1": {"model": "small", "seconds": 1.5}, "run-2": {"model": "depth-pro"}}
+    assert [entry["version"] for entry in ds.versions] == sorted(entry["version"] for entry in ds.versions)
+    assert ds.versions[-1]["num_rows"] == len(ds) == 3
+    assert len(kdepth.open_dataset(tmp_path, as_of=version)) == 2
+    then = next(entry["committed_at"] for entry in ds.versions if entry["version"] == version)
+    assert len(kdepth.open_dataset(tmp_path, as_of=then)) == 2
+    with pytest.raises(DatasetError, match="as of 10000"):
+        kdepth.open_dataset(tmp_path, as_of=10_000)
+    assert {name for index in ds.lance.describe_indices() for name in index.field_names} == {
+        *("clip_id", "label", "status"),
+    }
+
+
+def test_a_clip_by_its_times_and_as_files(sample_run: Run, tmp_path: Path) -> None:
+    clip = next(iter(kdepth.open_dataset(sample_run.root)))
+    frames = list(clip.frames())
+    middle = len(frames) // 2
+    seconds = middle / clip.row["average_fps"]
+    assert np.array_equal(clip.rgb_at(seconds + 0.01), frames[middle])
+    assert np.array_equal(clip.rgb_at(0), frames[0])
+    assert np.array_equal(clip.rgb_at(clip.row["duration_seconds"]), frames[-1])
+    with pytest.raises(IndexError, match="s long"):
+        clip.rgb_at(clip.row["duration_seconds"] + 1)
+    for index in clip.depth_indices:
+        assert np.array_equal(clip.frame(index), frames[index])
+
+    index = clip.depth_indices[-1]
+    assert np.array_equal(np.load(clip.save_depth(tmp_path / "a.npy", index)), clip.inverse_depth(index))
+    grey = cv2.imread(str(clip.save_depth(tmp_path / "a.png", index)), cv2.IMREAD_UNCHANGED)
+    assert grey is not None
+    assert (grey.dtype, grey.max()) == (np.uint16, 65535)
+    with np.load(clip.save_depth(tmp_path / "a.npz")) as all_depth:
+        assert all_depth["index"].tolist() == clip.depth_indices
+        assert np.array_equal(all_depth["inverse_depth"][-1], clip.inverse_depth(index))
+    video = kdepth.read_frames(clip.save_depth(tmp_path / "a.mp4"))
+    assert sum(1 for _ in video) == len(clip.depth_indices)
+    with pytest.raises(ValueError, match="must end in"):
+        clip.save_depth(tmp_path / "a.jpg", 0)
+    with pytest.raises(ValueError, match="hold one frame"):
+        clip.save_depth(tmp_path / "a.npy")

@@ -21,6 +21,7 @@ def test_the_public_surface_is_this() -> None:
         ),
         *("KdepthError", "SourceError", "DownloadError", "TranscodeError", "DepthError", "DatasetError"),
         *("read_sources", "pending", "download", "transcode", "estimate_depth", "write_lance", "open_dataset"),
+        *("pack", "torch_dataset"),
         *("fetch", "transcode_file", "video_info", "load_model", "estimate_clip_depth", "read_depth", "read_frames"),
         *("project_path", "run", "start_ray"),
     }

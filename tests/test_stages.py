@@ -4,7 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Run, run_pipeline
+from conftest import Run
+from pipeline_run import run_pipeline
 
 import kdepth
 from kdepth import samples

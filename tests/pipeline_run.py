@@ -1,0 +1,37 @@
+"""The whole pipeline in one call; also as a program, for tests that kill it or give it another environment.
+
+python tests/pipeline_run.py ROOT URL_LIST [FRAMES]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+
+import kdepth
+
+
+def run_pipeline(
+    sources: pa.Table,
+    root: str | Path,
+    *,
+    height: int = 360,
+    model: str = "small",
+    frames: str = "all",
+    retry_failed: bool = False,
+    keep_raw: bool = True,
+    concurrency: int = 1,
+) -> kdepth.RunReport:
+    """What the notebook does, in one call; with one depth actor, unless told: more cost more than they save."""
+    todo = kdepth.pending(sources, root, height=height, model=model, frames=frames, retry_failed=retry_failed)
+    clips = kdepth.download(todo, root, allow_private_hosts=True)
+    clips = kdepth.transcode(clips, root, height=height, keep_raw=keep_raw)
+    clips = kdepth.estimate_depth(clips, root, model=model, frames=frames, concurrency=concurrency)
+    return kdepth.write_lance(clips, root, sources=todo)
+
+
+if __name__ == "__main__":
+    kdepth.start_ray(num_cpus=2)
+    print(run_pipeline(kdepth.read_sources(sys.argv[2]), sys.argv[1], frames=(*sys.argv[3:], "middle")[0]))

@@ -1,0 +1,178 @@
+"""A root in an object store, against a real S3 server on this machine; a packed dataset; pairs for training."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run
+from http_server import serve
+
+import kdepth
+from kdepth import samples
+from kdepth.errors import DatasetError
+from kdepth.storage import Root
+
+SCRIPT = Path(__file__).parent / "pipeline_run.py"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of a bucket; the environment says where its server is, as it would of any other."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    environment = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }
+    log = (tmp_path_factory.mktemp("s3") / "log.txt").open("wb")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"), timeout=5).close()
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(0.1)
+        yield "s3://bucket"
+        server.terminate()
+        server.wait()
+        log.close()
+
+
+def test_files_of_a_store_behave_like_those_of_a_folder(s3: str, tmp_path: Path) -> None:
+    for root in (Root(tmp_path / "root"), Root(f"{s3}/files")):
+        copy = pickle.loads(pickle.dumps(root))
+        assert copy.uri == root.uri
+        assert root.size("raw/a.mp4") is None
+        assert root.sizes("raw") == {}
+        with root.writing("raw/a.mp4") as path:
+            path.write_bytes(b"0123456789")
+        assert copy.size("raw/a.mp4") == 10
+        assert root.sizes("raw") == {"raw/a.mp4": 10}
+        with root.reading("raw/a.mp4") as path:
+            assert path.read_bytes() == b"0123456789"
+        with pytest.raises(RuntimeError), root.writing("raw/b.mp4") as path:
+            raise RuntimeError
+        assert root.size("raw/b.mp4") is None
+        root.delete("raw/a.mp4")
+        root.delete("raw/a.mp4")
+        assert root.size("raw/a.mp4") is None
+
+
+def test_the_whole_pipeline_on_an_object_store(s3: str, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    served.mkdir()
+    for name, path in list(samples.rendered_clips().items())[:2]:
+        shutil.copy(path, served / f"{name}.mp4")
+    (served / "page.mp4").write_text("<html>not a video</html>")
+    url_list = tmp_path / "urls.txt"
+    roots = (f"{s3}/kinetics", str(tmp_path / "local"))
+    with serve(served) as server:
+        url_list.write_text("\n".join(server.url(path.name) for path in sorted(served.iterdir())))
+        for root in roots:
+            # In a process of its own: the tests' Ray was started without the server's address.
+            command = [sys.executable, str(SCRIPT), root, str(url_list), "2"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert "2 clips ok, 1 failed" in done.stdout
+    assert kdepth.pending(kdepth.read_sources(url_list), roots[0], frames="2").num_rows == 0
+    remote, local = (kdepth.open_dataset(root) for root in roots)
+    passing = ("seconds", "_at", "run_id", "download_attempts")
+    columns = [name for name in kdepth.COLUMNS if not name.endswith(passing) or name == "duration_seconds"]
+    assert remote.table(columns=columns).to_pylist() == local.table(columns=columns).to_pylist()
+    for there, here in zip(remote, local, strict=True):
+        assert there.file_bytes("video") == here.file_bytes("video")
+        assert there.file_bytes("depth") == here.file_bytes("depth")
+        index = here.depth_indices[-1]
+        assert np.array_equal(there.frame(index), here.frame(index))
+        assert np.array_equal(there.inverse_depth(index), here.inverse_depth(index))
+        with pytest.raises(DatasetError, match="has no files in a folder"):
+            _ = there.video_path
+    assert remote.verify().num_rows == 0
+    assert Root(roots[0]).size("clips.parquet")
+    with contextlib.suppress(FileNotFoundError):
+        assert not [path for path in Root(roots[0]).work.rglob("*") if path.is_file()]
+
+
+def test_a_packed_dataset_reads_like_a_root(sample_run: Run, tmp_path: Path) -> None:
+    uri = tmp_path / "packed.lance"
+    kdepth.pack(sample_run.root, uri)
+    moved = (tmp_path / "elsewhere.lance").resolve()
+    shutil.move(uri, moved)
+    packed, root = kdepth.open_dataset(moved), kdepth.open_dataset(sample_run.root)
+    assert packed.table().equals(root.table())
+    for there, here in zip(packed, root, strict=True):
+        assert there.file_bytes("video") == here.video_path.read_bytes()
+        assert there.file_bytes("depth") == here.depth_path.read_bytes()
+        index = here.depth_indices[1]
+        assert np.array_equal(there.frame(index), here.frame(index))
+        assert np.array_equal(there.inverse_depth(index), here.inverse_depth(index))
+    assert packed.verify().num_rows == 0
+    with pytest.raises(ValueError, match="pack the root again"):
+        packed.verify(delete=True)
+    with pytest.raises(DatasetError, match="exists already"):
+        kdepth.pack(sample_run.root, moved)
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_pairs_for_a_data_loader(sample_run: Run, context: str) -> None:
+    import torch
+    from torch.utils.data import DataLoader
+
+    pairs = kdepth.torch_dataset(sample_run.root, size=(90, 160), seed=3)
+    ds = kdepth.open_dataset(sample_run.root)
+    assert len(pairs) == sum(clip.row["num_depth_frames"] for clip in ds)
+    seen = []
+    loader = DataLoader(pairs, batch_size=4, num_workers=2, multiprocessing_context=context)  # type: ignore[arg-type]
+    for rgb, inverse_depth, meta in loader:
+        assert (rgb.dtype, inverse_depth.dtype) == (torch.uint8, torch.float32)
+        assert rgb.shape[1:] == (90, 160, 3)
+        assert inverse_depth.shape[1:] == (90, 160)
+        seen += list(zip(meta["clip_id"], meta["index"].tolist(), strict=True))
+    assert len(set(seen)) == len(pairs)
+    same, other = (kdepth.torch_dataset(sample_run.root, seed=seed) for seed in (3, 4))
+    assert [(same[n][2]["clip_id"], same[n][2]["index"]) for n in range(6)] == seen[:6]
+    assert [(other[n][2]["clip_id"], other[n][2]["index"]) for n in range(6)] != seen[:6]
+    rgb, inverse_depth, meta = same[0]
+    clip = ds[meta["clip_id"]]
+    assert np.array_equal(rgb, clip.frame(meta["index"]))
+    assert np.array_equal(inverse_depth, clip.inverse_depth(meta["index"]))
+
+
+def test_pairs_of_a_packed_dataset_need_processes_that_are_not_forked(sample_run: Run, tmp_path: Path) -> None:
+    from torch.utils.data import DataLoader
+
+    kdepth.pack(sample_run.root, tmp_path / "packed.lance")
+    pairs = kdepth.torch_dataset(tmp_path / "packed.lance", where="label = 'setting a table'", size=(90, 160))
+    loader = DataLoader(pairs, num_workers=1, multiprocessing_context="spawn")
+    assert len(list(loader)) == len(pairs)
+    with pytest.raises(DatasetError, match="spawn"):
+        list(DataLoader(pairs, num_workers=1, multiprocessing_context="fork"))
+    with pytest.raises(DatasetError, match="no depth frame"):
+        kdepth.torch_dataset(tmp_path / "packed.lance", where="label = 'no such'")
+
+
+def test_project_path_leaves_uris_alone() -> None:
+    assert kdepth.project_path("s3://bucket/kinetics") == "s3://bucket/kinetics"
+    assert kdepth.project_path("outputs") == Path(os.getcwd()) / "outputs"
