@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import re
 import socket
+import ssl
 import struct
 import termios
 import threading
@@ -69,7 +70,14 @@ class Server:
     """Serves the files of a folder on a free port of 127.0.0.1. Made by `serve`."""
 
     def __init__(
-        self, folder: Path, *, ranges: bool, etag: bool, last_modified: bool, faults: Mapping[str, Sequence[Fault]]
+        self,
+        folder: Path,
+        *,
+        ranges: bool,
+        etag: bool,
+        last_modified: bool,
+        faults: Mapping[str, Sequence[Fault]],
+        tls: ssl.SSLContext | None,
     ) -> None:
         self.requests: list[Request] = []
         self.held = threading.Event()
@@ -77,6 +85,7 @@ class Server:
         self._folder, self._ranges, self._etag, self._last_modified = folder, ranges, etag, last_modified
         self._faults = {name: list(answers) for name, answers in faults.items()}
         self._concurrent = 0
+        self._tls = tls
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="http-server")
         self._thread.start()
@@ -84,7 +93,7 @@ class Server:
 
     def url(self, name: str) -> str:
         """The URL of a file in the folder."""
-        return f"http://127.0.0.1:{self.port}/{quote(name)}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}/{quote(name)}"
 
     @property
     def bytes_sent(self) -> int:
@@ -113,12 +122,17 @@ class Server:
         application.router.add_get("/{path:.*}", self._answer)
         runner = web.AppRunner(application, shutdown_timeout=0.1, access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+        listening = socket.create_server(("127.0.0.1", 0))
+        await web.SockSite(runner, listening, ssl_context=self._tls).start()
         self.port: int = runner.addresses[0][1]
         self._ready.set()
         await self._stop.wait()
         self._gate.set()
+        # First what was accepted in this moment becomes a connection, then all are closed: the socket of one that comes
+        # to a closed server is left by Python 3.11 to the garbage collector, whose warning fails any later test.
+        self._loop.remove_reader(listening)
+        for _ in range(3):
+            await asyncio.sleep(0)
         await runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
@@ -213,6 +227,7 @@ def serve(
     etag: bool = True,
     last_modified: bool = True,
     faults: Mapping[str, Sequence[Fault]] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[Server]:
     """A server for the files of a folder.
 
@@ -222,8 +237,9 @@ def serve(
         etag: It sends strong ETags.
         last_modified: It sends Last-Modified.
         faults: By file name: what goes wrong with each request for it, in order.
+        tls: It speaks https, with this certificate.
     """
-    server = Server(folder, ranges=ranges, etag=etag, last_modified=last_modified, faults=faults or {})
+    server = Server(folder, ranges=ranges, etag=etag, last_modified=last_modified, faults=faults or {}, tls=tls)
     try:
         yield server
     finally:

@@ -494,6 +494,7 @@ async def test_leaving_early_stops_everything(server: Server, folder: Path, root
         member = await anext(archive)
         await archive.aclose()  # type: ignore[attr-defined]
         # And while it waits for bytes that do not come.
+        server.held.clear()
         server.fail_next("x.tar", Fault(hold_at=0.6))
         waiting = asyncio.create_task(anext(read_archive(server.url("x.tar"), root, session=session, skip=NAMES[:4])))
         await asyncio.to_thread(server.held.wait)

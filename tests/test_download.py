@@ -6,6 +6,7 @@ import logging
 import pickle
 import random
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import aiohttp
 import nbformat
 import pytest
+import trustme
 from http_server import Fault, Server, serve
 from nbclient import NotebookClient
 
@@ -257,6 +259,55 @@ async def test_redirects_that_are_refused(server: Server, tmp_path: Path, locati
             await get(server.url(NAME), tmp_path / "clip.mp4", session=session)
     assert caught.value.http_status == 302
     assert len(server.requests) == 1
+
+
+@pytest.fixture
+def tls_server(folder: Path) -> Iterator[tuple[Server, ssl.SSLContext]]:
+    """A server that speaks https, and the context of a client that trusts it."""
+    authority = trustme.CA()
+    server_context, client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server_context)
+    authority.configure_trust(client_context)
+    with serve(folder, tls=server_context) as server:
+        yield server, client_context
+
+
+@pytest.mark.parametrize(
+    ("to", "says"),
+    [
+        ("", "redirected from https to http"),
+        ("file:///etc/passwd", "redirected to a file URL"),
+        ("ftp://h/a.mp4", "redirected to a ftp URL"),
+    ],
+)
+async def test_https_is_not_left_by_a_redirect(
+    server: Server, tls_server: tuple[Server, ssl.SSLContext], tmp_path: Path, to: str, says: str
+) -> None:
+    secure, context = tls_server
+    secure.fail_next("a", Fault(302, {"Location": to or server.url(NAME)}))
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+        with pytest.raises(RefusedAddressError, match=says) as caught:
+            await get(secure.url("a"), tmp_path / "clip.mp4", session=session)
+    assert caught.value.http_status == 302
+    assert (len(secure.requests), len(server.requests)) == (1, 0)
+    assert leftovers(tmp_path / "clip.mp4") == []
+
+
+async def test_http_may_lead_to_https(
+    server: Server, tls_server: tuple[Server, ssl.SSLContext], tmp_path: Path
+) -> None:
+    secure, context = tls_server
+    server.fail_next("a", Fault(302, {"Location": secure.url(NAME)}))
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+        assert (await get(server.url("a"), tmp_path / "clip.mp4", session=session)).sha256 == SHA256
+
+
+async def test_a_certificate_that_nobody_signed_is_refused_at_once(
+    tls_server: tuple[Server, ssl.SSLContext], tmp_path: Path
+) -> None:
+    with pytest.raises(HostUnreachableError, match="certificate"):
+        await get(tls_server[0].url(NAME), tmp_path / "clip.mp4")
+    assert tls_server[0].requests == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "0x7f.1"])
