@@ -28,13 +28,13 @@ from kdepth.errors import (
 from kdepth.ffmpeg import ffmpeg_path
 from kdepth.sources import YOUTUBE_HOSTS
 
-# What yt-dlp says when the site refuses a video, as of 2026.
+# What the site says when it refuses a video, which yt-dlp hands on, and what yt-dlp adds to it; the first that fits.
 _REFUSALS = {
+    "rate limit": r"rate.?limit|too many requests|captcha",
     "private": r"private video|video is private",
     "region": r"not (made this video )?available in your country|blocked it in your country|geo.?restrict",
     "removed": r"has been removed|account .*terminated|no longer available|removed by the uploader|video unavailable",
-    "sign-in": r"sign in to|age.restricted|members.only|login required",
-    "rate limit": r"rate.?limit|too many requests",
+    "sign-in": r"sign in to|age.restricted|members.only|login (required|details)",
 }
 
 

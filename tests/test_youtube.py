@@ -101,28 +101,55 @@ async def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch:
         await fetch_youtube("https://www.youtube.com/watch?v=0wR5jVB-WPk", tmp_path / "clip")
 
 
+# What the site itself says, which yt-dlp hands on. No site is asked here: these are from memory of people's reports.
+OF_THE_SITE = [
+    ("[youtube] x: Private video. Sign in if you've been granted access to this video", "private"),
+    ("[youtube] x: Video unavailable. This video has been removed by the uploader", "removed"),
+    ("[youtube] x: Video unavailable. This video is no longer available because the YouTube account ...", "removed"),
+    (
+        "[youtube] x: Video unavailable. This video contains content from X, who has blocked it in your country",
+        "region",
+    ),
+    ("[youtube] x: Sign in to confirm your age. This video may be inappropriate for some users.", "sign-in"),
+    ("[youtube] x: Sign in to confirm you’re not a bot. See https://github.com/...", "sign-in"),
+]
+# Words that yt-dlp looks for or adds, as they are in its source (yt_dlp/extractor/youtube/_video.py and _base.py,
+# yt_dlp/extractor/common.py; 2026.08.19), around them what the site says.
+OF_YT_DLP = [
+    ("[youtube] x: {}", "The uploader has not made this video available in your country", "region"),
+    ("[youtube] x: {}", "This video is not available from your location due to geo restriction", "region"),
+    (
+        "[youtube] x: Video unavailable. Try again later. The current session {} for up to ...",
+        "has been rate-limited by YouTube",
+        "rate limit",
+    ),
+    ("[youtube] x: Video unavailable. {}", "YouTube is requiring a captcha challenge before playback", "rate limit"),
+    ("[youtube] x: {}. Use --cookies", "Login details are needed to download this content", "sign-in"),
+    ("[youtube] x: Unable to download webpage: {}429: Too Many Requests", "HTTP Error ", "rate limit"),
+]
+
+
 @pytest.mark.parametrize(
-    ("message", "reason"),
-    [
-        ("[youtube] x: Private video. Sign in if you've been granted access to this video", "private"),
-        ("[youtube] x: Video unavailable. This video has been removed by the uploader", "removed"),
-        (
-            "[youtube] x: Video unavailable. This video is no longer available because the YouTube account ...",
-            "removed",
-        ),
-        ("[youtube] x: Video unavailable. The uploader has not made this video available in your country", "region"),
-        (
-            "[youtube] x: Video unavailable. This video contains content from X, who has blocked it in your country",
-            "region",
-        ),
-        ("[youtube] x: Sign in to confirm your age. This video may be inappropriate for some users.", "sign-in"),
-        ("[youtube] x: Sign in to confirm you’re not a bot. See https://github.com/...", "sign-in"),
-        ("[youtube] x: Unable to download webpage: HTTP Error 429: Too Many Requests", "rate limit"),
-    ],
+    ("message", "reason"), OF_THE_SITE + [(frame.format(words), reason) for frame, words, reason in OF_YT_DLP]
 )
 def test_refusals_have_a_class_and_a_reason(message: str, reason: str) -> None:
-    # Messages of yt-dlp and of the site, as they are in yt-dlp's own sources and reports.
     error = _failure("https://www.youtube.com/watch?v=x", f"WARNING: something\nERROR: {message}\n")
     assert isinstance(error, VideoUnavailableError)
     assert error.reason.startswith(f"{reason}: [youtube]")
     assert error.http_status == (429 if reason == "rate limit" else None)
+
+
+@needs_yt_dlp
+def test_yt_dlp_still_says_so() -> None:
+    spec = importlib.util.find_spec("yt_dlp")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    package = Path(spec.submodule_search_locations[0])
+    files = (
+        "extractor/youtube/_video.py",
+        "extractor/youtube/_base.py",
+        "extractor/common.py",
+        "networking/exceptions.py",
+    )
+    source = "".join((package / file).read_text(encoding="utf-8") for file in files)
+    assert [words for _, words, _ in OF_YT_DLP if words not in source] == []
