@@ -165,7 +165,14 @@ def _plan_archive(
             plan.append(kinetics | state | {"kind": "video"})
     index = read_index(archive["url"], root)
     limit = archive["max_clips"]
-    if (index is not None and not set(index) - set(skip)) or (limit is not None and len(skip) >= limit):
+    # What another archive held too: the clip's row names that one.
+    rows = {name: known.get(clip_id_for(archive["url"], name)) for name in set(index or ()).difference(skip)}
+    twins = sorted(name for name, row in rows.items() if row is not None and is_done(row))
+    if (index is not None and not set(index).difference(skip, twins)) or (limit is not None and len(skip) >= limit):
         return plan
-    rest = {"max_clips": limit and limit - len(skip), "skip_members": skip, "status": earlier and earlier["status"]}
+    rest = {
+        "max_clips": limit and limit - len(skip),
+        "skip_members": skip + twins,
+        "status": earlier and earlier["status"],
+    }
     return [*plan, archive | rest]
