@@ -33,6 +33,7 @@ from kdepth.ffmpeg import ffmpeg_version
 from kdepth.plan import PARAMETERS_KEY
 from kdepth.schema import FAILED, OK, SUPERSEDED
 from kdepth.storage import Root
+from kdepth.traffic import watched
 
 
 def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool = False) -> None:
@@ -177,8 +178,20 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
         # How many clips an archive holds is known once it was read; until then the annotations are the best guess.
         unknown = sources is None or (kinds["archive"] and not kinds["annotation"])
         total = None if unknown else kinds.total() - kinds["archive"]
-        bar = tqdm(total=total, desc="clips", unit="clip", file=sys.stdout, mininterval=1.0, ncols=110)
-        with bar, _committing(writer):
+        downloads = ""
+
+        def show(text: str, *, refresh: bool = False) -> None:
+            rate = report.num_depth_frames / (time.perf_counter() - started)
+            known = [f"{report.num_failed} failed", f"{rate:.1f} frames/s", text]
+            bar.set_postfix_str(", ".join(filter(None, known)), refresh=refresh)
+
+        def show_downloads(text: str) -> None:
+            nonlocal downloads
+            downloads = text
+            show(text, refresh=True)
+
+        bar = tqdm(total=total, desc="clips", unit="clip", file=sys.stdout, mininterval=1.0, ncols=120)
+        with bar, watched(show_downloads), _committing(writer):
             for row in _stream_rows(clips):
                 if row["status"] == SUPERSEDED:
                     writer.discard(row["clip_id"])
@@ -194,8 +207,7 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
                 if row["archive_member"] is not None:
                     found += row["clip_id"] in annotated
                     unannotated += row["clip_id"] not in annotated
-                rate = report.num_depth_frames / (time.perf_counter() - started)
-                bar.set_postfix_str(f"{report.num_failed} failed, {rate:.1f} frames/s", refresh=False)
+                show(downloads)
                 bar.update()
     report.seconds = time.perf_counter() - started
     report.version = writer.finish(

@@ -42,6 +42,7 @@ from kdepth.schema import (
     rows_to_table,
 )
 from kdepth.storage import Root
+from kdepth.traffic import published
 from kdepth.transcode import VideoInfo, transcode_file, video_info
 from kdepth.youtube import fetch_youtube
 
@@ -244,7 +245,7 @@ async def _next(rows: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
 async def _download_rows(
     rows: list[dict[str, Any]], root: Root, annotations: Mapping[str, Mapping[str, Any]], allow_private_hosts: bool
 ) -> AsyncIterator[dict[str, Any]]:
-    async with client_session(allow_private_hosts=allow_private_hosts) as session:
+    async with client_session(allow_private_hosts=allow_private_hosts) as session, published():
         files = [row for row in rows if row["kind"] != "archive"]
         for finished in asyncio.as_completed([_download_file(row, root, session) for row in files]):
             yield await finished

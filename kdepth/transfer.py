@@ -13,7 +13,7 @@ import socket
 import time
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -42,6 +42,17 @@ _MAX_RETRY_AFTER_SECONDS = 300  # a server that asks for more is not waited for
 _WORTH_RESUMING_BYTES = 2**20  # smaller files start over: not worth a second file beside each
 # After these the part that came is kept for a later call.
 _CAN_GO_ON = (HttpStatusError, IncompleteDownloadError, DownloadTimeoutError, HostUnreachableError)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes received, and the transfers that broke and are tried again: URL (as it may be shown) -> why."""
+
+    num_bytes: int = 0
+    retrying: dict[str, str] = field(default_factory=dict)
+
+
+TRAFFIC = Traffic()  # of this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +162,7 @@ class Transfer:
                 self.forget()
             raise
         finally:
+            TRAFFIC.retrying.pop(self.public_url, None)
             if self.part.exists() and not self._state.exists():
                 self.part.unlink()
         seconds = time.monotonic() - started
@@ -175,6 +187,7 @@ class Transfer:
                 # Jitter, so that what broke together does not come back together.
                 delay = max(backoff * random.uniform(0.5, 1.0), broken.retry_after_seconds)
                 _log.info("again in %.1f s: %s", delay, broken.error)
+                TRAFFIC.retrying[self.public_url] = broken.error.reason
             await asyncio.sleep(delay)
 
     async def _once(self) -> None:
@@ -264,6 +277,7 @@ class Transfer:
         self.total_bytes = total
         if (total or 0) > self._max_bytes:
             raise DownloadTooLargeError(self.public_url, f"{total} bytes, allowed are {self._max_bytes}", status)
+        TRAFFIC.retrying.pop(self.public_url, None)
         return True
 
     async def _receive(self, response: aiohttp.ClientResponse) -> None:
@@ -283,6 +297,7 @@ class Transfer:
                 file.flush()
                 self._sha256.update(chunk)
                 self.num_bytes += len(chunk)
+                TRAFFIC.num_bytes += len(chunk)
                 if before < _WORTH_RESUMING_BYTES <= self.num_bytes and self._validator:
                     self._save()
                 self._on_bytes()
