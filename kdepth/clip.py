@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kdepth.cards import card, rgb_and_depth
 from kdepth.depth_video import read_checksums, read_depth, read_depth_at, read_frame_at, read_frames
-from kdepth.errors import DatasetError
+from kdepth.errors import DatasetError, KdepthError
 from kdepth.schema import FAILED
 from kdepth.stability import sampled, stabilising_scales, steady_focal_length, steady_grey
 
@@ -263,3 +264,24 @@ class Clip:
             f"Clip({self.clip_id}, {row['width']}x{row['height']}, {row['num_frames']} frames, "
             f"{row['num_depth_frames']} with {row['depth_kind']} depth by {row['depth_model']})"
         )
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the middle one of the frames that have depth, beside its depth, and the main facts."""
+        row = self.row
+        facts: dict[str, object] = {"label": row["label"], "from": row["source_url"], "member": row["archive_member"]}
+        if row["status"] == FAILED:
+            facts[f"failed at {row['failed_stage']}"] = f"{row['error_type']}: {row['error_message']}"
+            return card(self.clip_id, facts)
+        if row["video_path"]:
+            times = f"{row['num_frames']} frames, {row['duration_seconds']:.1f} s, {row['average_fps']:.4g} frames/s"
+            facts["video"] = f"{row['width']} x {row['height']}, {times}" + (", sound" if row["has_audio"] else "")
+        if not self.depth_indices:
+            return card(self.clip_id, facts | {"depth": "none"})
+        facts["depth"] = f"{row['num_depth_frames']} frames, {row['depth_kind']}, by {row['depth_model']}"
+        facts["flicker"] = None if row["flicker"] is None else f"{row['flicker']:.1%} a frame"
+        middle = self.depth_indices[len(self.depth_indices) // 2]
+        try:
+            picture = rgb_and_depth(self.frame(middle), self.inverse_depth(middle))
+        except (KdepthError, OSError) as error:  # a row without its files is still worth a look
+            return card(self.clip_id, facts | {"picture": f"{type(error).__name__}: {error}"})
+        return card(self.clip_id, facts | {"shown": f"frame {middle}, near is bright"}, html=[picture])

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from kdepth.cards import card
 from kdepth.clip import Clip
 from kdepth.errors import DatasetError
 from kdepth.schema import CLIP_SCHEMA, FAILED, OK, rows_to_table
@@ -335,6 +337,25 @@ class ClipDataset:
         ``select label, avg(f['median']) from (select label, unnest(frames) f from dataset) group by label``.
         """
         return pa.Table.from_batches(self.lance.sql(query).build().to_batch_records())
+
+    def __repr__(self) -> str:
+        return f"ClipDataset({str(self.root).rstrip('/').rpartition('/')[2]}, {len(self)} clips)"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: how many clips by status and label, and the columns."""
+        rows = self.lance.to_table(columns=["status", "label", "num_depth_frames", "duration_seconds"])
+        ok = rows.filter(pc.equal(rows["status"], OK))
+        labels = Counter(ok["label"].to_pylist()).most_common()
+        shown = [f"{label or 'no label'} ({count})" for label, count in labels[:12]]
+        more = [f"and {len(labels) - 12} more"] if len(labels) > 12 else []
+        seconds = pc.sum(ok["duration_seconds"]).as_py() or 0.0
+        facts = {
+            "clips": f"{ok.num_rows:,} ok, {rows.num_rows - ok.num_rows:,} failed",
+            "depth": f"{pc.sum(ok['num_depth_frames']).as_py() or 0:,} frames of {seconds / 60:,.1f} minutes of video",
+            f"{len(labels):,} labels": ", ".join(shown + more) or None,
+            f"{len(self.lance.schema)} columns": ", ".join(self.lance.schema.names),
+        }
+        return card(repr(self), facts)
 
 
 def _as_of(moment: int | datetime) -> dict[str, Any]:

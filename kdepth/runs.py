@@ -27,6 +27,7 @@ from ray._private import ray_constants
 from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
+from kdepth.cards import card
 from kdepth.dataset import ClipWriter
 from kdepth.errors import StorageError
 from kdepth.ffmpeg import ffmpeg_version
@@ -139,6 +140,31 @@ class RunReport:
         if self.clips_without_annotation is not None:
             lines.append(f"  in an archive, but not annotated: {self.clips_without_annotation}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the lines of a lab book."""
+        if not self.num_ok + self.num_failed:
+            return card(self, {})
+        per_second = self.num_depth_frames / max(self.seconds, 1e-9)
+        per_minute = 60 * (self.num_ok + self.num_failed) / max(self.seconds, 1e-9)
+        failures = [f"{count} x {stage}: {error}" for (stage, error), count in self.failures.most_common()]
+        packages = ", ".join(f"{name} {version(name)}" for name in ("kdepth", "torch", "ray", "pylance"))
+        facts = {
+            "clips": f"{self.num_ok:,} ok, {self.num_failed:,} failed",
+            "failures": "\n".join(failures) or None,
+            "annotated, but in no archive": self.annotated_without_clip,
+            "in an archive, but not annotated": self.clips_without_annotation,
+            "depth frames": f"{self.num_depth_frames:,}",
+            "time": f"{self.seconds:,.0f} s: {per_second:.1f} depth frames/s, {per_minute:.1f} clips/min",
+            "dataset": f"version {self.version}",
+            "rows": "ds.table(where=f\"run_id = '{report.run_id}'\")",
+            "made with": packages,
+        }
+        return card("kdepth run", facts)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """For IPython without HTML: as `print` shows it."""
+        printer.text(str(self))
 
 
 def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table | None = None) -> RunReport:

@@ -1,0 +1,52 @@
+"""What a notebook shows of a clip, a dataset and a report: small HTML. Every text is escaped: labels, URLs and error
+messages come from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from html import escape
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Pictures in a card are thumbnails: a page of them has to stay small.
+_PICTURE_HEIGHT = 150
+
+
+def card(title: object, facts: Mapping[str, object], *, html: Iterable[str] = ()) -> str:
+    """A title over a table of facts.
+
+    Args:
+        title: Any text.
+        facts: Name -> value, both any text; a value of None is left out.
+        html: What follows, as HTML that the caller made safe.
+    """
+    lines = "".join(
+        f'<tr><th style="text-align:left;padding:0 1em 0 0">{escape(name)}</th>'
+        f'<td style="text-align:left;padding:0;white-space:pre-wrap">{escape(str(value))}</td></tr>'
+        for name, value in facts.items()
+        if value is not None
+    )
+    # No colours of its own: it has to be read on a dark theme too.
+    return f"<div><b>{escape(str(title))}</b>{''.join(html)}<table>{lines}</table></div>"
+
+
+def rgb_and_depth(rgb: NDArray[np.uint8], inverse_depth: NDArray[np.float32]) -> str:
+    """A frame beside its depth as an ``<img>``; near is bright, the limits are the 1st and 99th percentile.
+
+    Args:
+        rgb: ``(H, W, 3)``.
+        inverse_depth: ``(H, W)``.
+    """
+    low, high = np.percentile(inverse_depth[::4, ::4], (1, 99))
+    level = ((inverse_depth - low) / max(high - low, 1e-6)).clip(0, 1) * 255
+    coloured = cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_INFERNO)
+    both = np.hstack([cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), coloured])
+    width = round(both.shape[1] * _PICTURE_HEIGHT / both.shape[0])
+    # Twice as many pixels as are shown, for screens that have them.
+    small = cv2.resize(both, (2 * width, 2 * _PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
+    jpeg = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, 80))[1].tobytes()
+    data = base64.b64encode(jpeg).decode()
+    return f'<br><img width="{width}" alt="a frame beside its depth" src="data:image/jpeg;base64,{data}">'
