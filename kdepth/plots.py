@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import matplotlib
@@ -15,10 +15,14 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
 
 from kdepth.clip import Clip
+from kdepth.depth_video import read_depth
+from kdepth.occupancy import StageLoad, stage_load
+from kdepth.stability import sampled, scale_jump, steady_grey
 
 # Perceptually uniform, dark to bright: near is bright.
 _COLOUR_MAP = "inferno"
@@ -34,6 +38,16 @@ def robust_limits(*inverse_depth: NDArray[np.floating[Any]]) -> tuple[float, flo
     """Colour limits that a few stray pixels do not decide: the 1st and 99th percentile of all the arrays together."""
     values = np.concatenate([array.ravel()[::7] for array in inverse_depth])
     low, high = (float(value) for value in np.percentile(values, (1, 99)))
+    return low, max(high, low + 1e-6)
+
+
+def clip_limits(clip: Clip) -> tuple[float, float]:
+    """Colour limits that all frames of a clip share, from the statistics in its row: no frame is read.
+
+    From the 10th percentile of the frames' 5th percentiles to the 90th one of their 95th, of inverse depth.
+    """
+    low = float(np.percentile([frame["p05"] for frame in clip.row["frames"]], 10))
+    high = float(np.percentile([frame["p95"] for frame in clip.row["frames"]], 90))
     return low, max(high, low + 1e-6)
 
 
@@ -62,11 +76,11 @@ def show_inverse_depth(
 
 
 def show_frame(clip: Clip, index: int) -> Figure:
-    """Draw one frame beside its depth."""
+    """Draw one frame beside its depth; all frames of a clip have the same colours (`clip_limits`)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.2), layout="constrained")
     left.imshow(clip.frame(index))
     left.set_axis_off()
-    show_inverse_depth(clip.inverse_depth(index), ax=right, label=unit(clip))
+    show_inverse_depth(clip.inverse_depth(index), ax=right, limits=clip_limits(clip), label=unit(clip))
     figure.suptitle(f"{clip.clip_id}, frame {index}, depth by {clip.row['depth_model']}", fontsize=9)
     return figure
 
@@ -81,10 +95,10 @@ def show_clips(clips: Sequence[Clip], *, frames_per_clip: int = 3) -> Figure:
     if not clips:
         raise ValueError("clips is empty: there is nothing to show")
     columns = min(frames_per_clip, max(len(clip.depth_indices) for clip in clips))
-    figure = plt.figure(figsize=(3.6 * 2 * columns, 2.35 * len(clips)), layout="constrained")
+    figure = plt.figure(figsize=(2.9 * 2 * columns, 2.0 * len(clips)), layout="constrained")
     for figure_row, clip in zip(figure.subfigures(len(clips), 1, squeeze=False)[:, 0], clips, strict=True):
         have = clip.depth_indices
-        picks = sorted({have[round(k)] for k in np.linspace(0, len(have) - 1, columns)})
+        picks = sorted({have[int((k + 0.5) / columns * len(have))] for k in range(columns)})
         depths = [clip.inverse_depth(index) for index in picks]
         limits = robust_limits(*depths)
         label = clip.row["label"] or "no label"
@@ -112,8 +126,7 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
         The path; in a notebook, show it with ``IPython.display.Video(path, embed=True)``.
     """
     indices = set(clip.depth_indices)
-    low = float(np.percentile([frame["p05"] for frame in clip.row["frames"]], 10))
-    high = float(np.percentile([frame["p95"] for frame in clip.row["frames"]], 90))
+    low, high = clip_limits(clip)
     colours = (matplotlib.colormaps[_COLOUR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         rate = Fraction(clip.row["average_fps"]).limit_denominator(1001)
@@ -121,7 +134,7 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
         stream.width, stream.height, stream.pix_fmt = 2 * clip.row["width"], clip.row["height"], "yuv420p"
         for index, rgb in enumerate(clip.frames()):
             if index in indices:
-                level = (clip.inverse_depth(index, stable=stable) - low) / max(high - low, 1e-6)
+                level = (clip.inverse_depth(index, stable=stable) - low) / (high - low)
                 picture = np.hstack([rgb, colours[(level.clip(0, 1) * 255).astype(np.uint8)]])
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
@@ -143,19 +156,24 @@ def point_cloud(clip: Clip, index: int, *, ax: Axes3D | None = None, num_points:
     frame = next(frame for frame in clip.row["frames"] if frame["index"] == index)
     # Where no focal length is known: 60 degrees across, as phones film.
     focal = frame["focal_length_px"] or 0.5 * width / np.tan(np.radians(30))
-    near_enough = inverse_depth > np.percentile(inverse_depth, 5)
+    # What is more than four times as far as the near things would leave them a few dots in a corner.
+    near_enough = inverse_depth > 0.25 * np.percentile(inverse_depth, 95)
     v, u = np.nonzero(near_enough)
     chosen = np.random.default_rng(0).permutation(len(u))[:num_points]
     u, v = u[chosen], v[chosen]
     z = 1 / inverse_depth[v, u]
     x, y = (u - width / 2) * z / focal, (v - height / 2) * z / focal
     if ax is None:
-        ax = plt.figure(figsize=(8, 5), layout="constrained").add_subplot(projection="3d")
-    ax.scatter(x, z, -y, c=rgb[v, u] / 255.0, s=1.5, linewidths=0)
-    ax.set_box_aspect((np.ptp(x), np.ptp(z), np.ptp(y)))
+        figure = plt.figure(figsize=(8, 5))
+        # matplotlib's own margins would be half the picture
+        ax = cast(Axes3D, figure.add_axes((0, 0, 1, 1), projection="3d"))
+    ax.scatter(x, z, -y, c=rgb[v, u] / 255.0, s=2.5, linewidths=0)
+    ax.set_box_aspect((np.ptp(x), np.ptp(z), np.ptp(y)), zoom=1.15)
     name = "[m]" if clip.row["depth_kind"] == "metric" else "[relative]"
     ax.set(xlabel=f"x {name}", ylabel=f"depth {name}", zlabel=f"height {name}")
-    ax.view_init(elev=12, azim=-82)
+    ax.locator_params(nbins=5)
+    ax.tick_params(labelsize=7)
+    ax.view_init(elev=22, azim=-70)
     return ax
 
 
@@ -170,6 +188,46 @@ def statistics_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
     ax.plot(time_seconds, [frame["median"] for frame in frames], label="median")
     ax.set(xlabel="time [s]", ylabel=unit(clip), title=clip.clip_id)
     ax.legend(loc="best")
+    return ax
+
+
+def scale_jumps(clip: Clip, *, stable: bool = False) -> NDArray[np.float64]:
+    """How much the scale of depth jumps from each frame to the next (`kdepth.stability.scale_jump`).
+
+    Args:
+        clip: A clip with depth; all its frames are read.
+        stable: As for `Clip.inverse_depth`.
+
+    Returns:
+        ``(N,)`` absolute log ratios, one for each frame that has depth: 0 is steady, 0.05 a jump of 5 %. NaN for the
+        first frame, at cuts, and where the frame before has no depth. Its mean without NaN is what ``flicker`` is.
+    """
+    indices = set(clip.depth_indices)
+    scales = clip._stable_scales if stable else dict.fromkeys(indices, 1.0)
+    stored = read_depth(clip.depth_path)  # in order: ten times faster than frame by frame
+    jumps: list[float] = []
+    last: tuple[int, NDArray[np.int16], NDArray[np.float32]] | None = None
+    for index, rgb in enumerate(clip.frames()):
+        if index in indices:
+            grey, depth = steady_grey(rgb), np.float32(scales[index]) * sampled(next(stored).astype(np.float32))
+            jump = scale_jump(*last[1:], grey, depth) if last is not None and last[0] == index - 1 else None
+            jumps.append(np.nan if jump is None else jump)
+            last = index, grey, depth
+    return np.array(jumps)
+
+
+def flicker_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
+    """A clip's `scale_jumps` over its time: as stored, and with ``stable=True``."""
+    if ax is None:
+        ax = plt.figure(figsize=(8, 3), layout="constrained").add_subplot()
+    time_seconds = [frame["time_seconds"] for frame in clip.row["frames"]]
+    for stable, name in ((False, "as stored"), (True, "stable=True")):
+        jumps = 100 * scale_jumps(clip, stable=stable)
+        mean = f"{np.nanmean(jumps):.2f} %" if np.isfinite(jumps).any() else "unknown"
+        ax.plot(time_seconds, jumps, ".-", linewidth=1, markersize=3, label=f"{name}, mean {mean}")
+    ax.set(xlabel="time [s]", ylabel="jump of the scale [%]", title=clip.clip_id)
+    ax.set_ylim(bottom=0)
+    ax.legend(loc="upper right")
     return ax
 
 
@@ -233,3 +291,78 @@ def timeline(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("seconds since the first stage began")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_STAGES), frameon=False)
     return ax
+
+
+def show_stable(clip: Clip, *, num_frames: int = 4) -> Figure:
+    """Neighbouring frames from the middle of a clip: as they are, their depth as stored, and with ``stable=True``.
+
+    All depth has the same colours, those that `robust_limits` gives the stable view.
+
+    Args:
+        clip: A clip with depth.
+        num_frames: At most so many.
+    """
+    have = clip.depth_indices
+    start = max((len(have) - num_frames) // 2, 0)
+    picks = have[start : start + num_frames]
+    steady = [clip.inverse_depth(index, stable=True) for index in picks]
+    limits = robust_limits(*steady)
+    figure, axes = plt.subplots(3, len(picks), figsize=(2.8 * len(picks), 4.8), layout="constrained", squeeze=False)
+    for k, index in enumerate(picks):
+        axes[0, k].imshow(clip.frame(index))
+        axes[0, k].set_title(f"frame {index}", fontsize=8)
+        axes[1, k].imshow(clip.inverse_depth(index), cmap=_COLOUR_MAP, vmin=limits[0], vmax=limits[1])
+        image = axes[2, k].imshow(steady[k], cmap=_COLOUR_MAP, vmin=limits[0], vmax=limits[1])
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    for row, name in enumerate(("video", "as stored", "stable=True")):
+        axes[row, 0].set_ylabel(name, fontsize=9)
+    figure.colorbar(image, ax=list(axes[1:].flat), label=unit(clip), fraction=0.02, pad=0.01)
+    figure.suptitle(f"{clip.clip_id}, depth by {clip.row['depth_model']}", fontsize=9)
+    return figure
+
+
+def clips_in_work(load: StageLoad, *, ax: Axes | None = None) -> Axes:
+    """How many clips each stage worked on over the time of a run, one on top of the other."""
+    if ax is None:
+        ax = plt.figure(figsize=(11, 2), layout="constrained").add_subplot()
+    below = np.zeros(load.edges.size - 1)
+    for stage, colour in _STAGES.items():
+        ax.stairs(below + load.in_work[stage], load.edges, baseline=below, fill=True, color=colour, label=stage)
+        below = below + load.in_work[stage]
+    ax.set(ylabel="clips in work", xlabel="seconds since the first stage began")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return ax
+
+
+def clips_waiting(load: StageLoad, *, ax: Axes | None = None) -> Axes:
+    """How many clips waited between the stages over the time of a run."""
+    if ax is None:
+        ax = plt.figure(figsize=(11, 2), layout="constrained").add_subplot()
+    for stage, name in (("transcode", "downloaded, not yet transcoded"), ("depth", "transcoded, no depth yet")):
+        ax.stairs(load.waiting[stage], load.edges, color=_STAGES[stage], label=name, linewidth=1.5)
+    ax.set(ylabel="clips waiting", xlabel="seconds since the first stage began")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(loc="upper right", frameon=False)
+    return ax
+
+
+def run_timeline(rows: pa.Table) -> Figure:
+    """A run at a glance: what each stage did when, how many clips were in work and waiting, and the bottleneck.
+
+    Args:
+        rows: Rows of one run (`kdepth.occupancy.last_run`), with the columns that `timeline` needs.
+    """
+    load = stage_load(rows)
+    lines = min(rows.num_rows, 60)
+    figure, axes = plt.subplots(
+        3, 1, figsize=(11, 4.4 + 0.22 * lines), height_ratios=(1 + 0.22 * lines, 1.5, 1.5), sharex=True,
+        layout="constrained",
+    )  # fmt: skip
+    timeline(rows, ax=axes[0])
+    clips_in_work(load, ax=axes[1])
+    clips_waiting(load, ax=axes[2])
+    for ax in axes[:2]:
+        ax.set_xlabel("")
+    figure.suptitle(load.summary().splitlines()[0], fontsize=10)
+    return figure

@@ -14,9 +14,10 @@ import threading
 from collections.abc import Iterator
 from importlib.resources import files
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import cv2
 import numpy as np
@@ -24,9 +25,15 @@ import pyarrow as pa
 from aiohttp import web
 from numpy.typing import NDArray
 
+from kdepth.clip import Clip
 from kdepth.dataset import ClipDataset
+from kdepth.depth import estimate_clip_depth
 from kdepth.depth_video import read_depth
 from kdepth.metrics import rank_correlation
+from kdepth.models import DepthModel
+
+if TYPE_CHECKING:
+    import torch
 
 _FOLDER = Path(str(files("kdepth") / "data" / "samples"))
 # The same port each time where it is free: a resumed run knows an archive by its URL.
@@ -91,6 +98,42 @@ def rank_correlations(ds: ClipDataset) -> pa.Table:
             found.append({"clip_id": clip_id, "spearman": float(np.mean(values)), "num_frames": len(values)})
     schema = pa.schema([("clip_id", pa.string()), ("spearman", pa.float64()), ("num_frames", pa.int64())])
     return pa.Table.from_pylist(found, schema=schema)
+
+
+def jumping_copy(clip: Clip, path: str | Path, *, seed: int = 0) -> Clip:
+    """A clip whose scale jumps from frame to frame by 0.6 to 1.6, to show what ``stable=True`` is for.
+
+    Args:
+        clip: A clip with depth. It stays as it is.
+        path: The ``.mkv`` depth file of the copy to make.
+        seed: Of the random scales.
+
+    Returns:
+        A clip with the same frames and the new depth file. The focal length of a metric model jumps with the scale,
+        as it does where such a model guesses it anew in each frame.
+    """
+    path = Path(path)
+    random_generator = np.random.default_rng(seed)
+    stored = zip(read_depth(clip.depth_path), clip.row["frames"], strict=True)
+
+    def predict(rgb: torch.Tensor, focal_length_px: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        import torch  # takes a second, and the pictures need it nowhere else
+
+        batch = list(islice(stored, len(rgb)))
+        scales = random_generator.uniform(0.6, 1.6, len(batch)).astype(np.float32)
+        depth = np.stack([frame for frame, _ in batch]).astype(np.float32) * scales[:, None, None]
+        if batch[0][1]["focal_length_px"] is None:
+            return torch.from_numpy(depth), None
+        return torch.from_numpy(depth), torch.tensor([row["focal_length_px"] for _, row in batch]) / torch.tensor(
+            scales
+        )
+
+    model = DepthModel(predict, kind=clip.row["depth_kind"], name="jumping", revision=str(seed), batch_size=8)
+    columns = estimate_clip_depth(
+        clip.video_path, path, model, frames=clip.row["depth_frames"], num_frames=clip.row["num_frames"]
+    )
+    files = {"video_path": str(clip.video_path.absolute()), "depth_path": path.name}
+    return Clip(path.parent, clip.row | columns | files)
 
 
 class SampleServer:

@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 
 import kdepth
 from kdepth import plots
+from kdepth.occupancy import stage_load
 
 matplotlib.use("agg")
 
@@ -24,9 +25,11 @@ def test_rgb_and_depth_of_a_clip_share_their_place_and_limits(sample_run: Run) -
     for part, clip in zip(figure.subfigs, clips, strict=True):
         images = [ax.images[0] for ax in part.axes if ax.images]
         assert len(images) == 6
-        first, last = clip.depth_indices[0], clip.depth_indices[-1]
+        have = clip.depth_indices
+        first, middle, last = have[len(have) // 6], have[len(have) // 2], have[len(have) * 5 // 6]
         assert np.array_equal(images[0].get_array(), clip.frame(first))
         assert np.array_equal(images[1].get_array(), clip.inverse_depth(first))
+        assert np.array_equal(images[2].get_array(), clip.frame(middle))
         assert np.array_equal(images[5].get_array(), clip.inverse_depth(last))
         assert len({images[i].get_clim() for i in (1, 3, 5)}) == 1
         assert clip.clip_id in part._suptitle.get_text()
@@ -48,6 +51,44 @@ def test_the_timeline_has_a_bar_for_each_stage_of_each_clip(sample_run: Run) -> 
     assert widths == pytest.approx(expected)
     with pytest.raises(ValueError, match="no row says"):
         plots.timeline(rows.slice(0, 0))
+
+
+def test_a_run_is_shown_with_its_queues_and_its_bottleneck(sample_run: Run) -> None:
+    rows = kdepth.open_dataset(sample_run.root).table()
+    figure = plots.run_timeline(rows)
+    bars, in_work, waiting = figure.axes
+    assert len(bars.patches) == 3 * rows.num_rows
+    load = stage_load(rows)
+    # One on top of the other: the upper edge is all clips that are in work.
+    assert np.array_equal(in_work.patches[-1].get_data().values, sum(load.in_work.values()))
+    assert [list(step.get_data().values) for step in waiting.patches] == [list(q) for q in load.waiting.values()]
+    assert "The bottleneck was " in figure.get_suptitle()
+    assert bars.get_xlim() == waiting.get_xlim()
+
+
+def test_all_frames_of_a_clip_have_the_same_colours(sample_run: Run) -> None:
+    clip = next(iter(kdepth.open_dataset(sample_run.root)))
+    limits = set()
+    for index in clip.depth_indices[:2]:
+        picture = next(ax.images[0] for ax in plots.show_frame(clip, index).axes if ax.images and ax.images[0].colorbar)
+        limits.add(picture.get_clim())
+        assert np.array_equal(picture.get_array(), clip.inverse_depth(index))
+    assert limits == {plots.clip_limits(clip)}
+    assert all(low < high for low, high in limits)
+
+
+def test_the_steady_view_is_shown_below_what_is_stored(sample_run: Run) -> None:
+    clip = next(iter(kdepth.open_dataset(sample_run.root)))
+    figure = plots.show_stable(clip, num_frames=3)
+    images = [ax.images[0] for ax in figure.axes if ax.images]
+    middle = clip.depth_indices[(len(clip.depth_indices) - 3) // 2]
+    assert np.array_equal(images[0].get_array(), clip.frame(middle))
+    assert np.array_equal(images[3].get_array(), clip.inverse_depth(middle))
+    assert np.array_equal(images[6].get_array(), clip.inverse_depth(middle, stable=True))
+    assert len({image.get_clim() for image in images[3:]}) == 1
+    # Two frames a second have no neighbours: there is nothing to measure, and that is what the picture says.
+    assert np.isnan(plots.scale_jumps(clip)).all()
+    assert "unknown" in plots.flicker_over_time(clip).get_legend().get_texts()[0].get_text()
 
 
 def test_one_stray_pixel_does_not_decide_the_colours() -> None:

@@ -9,7 +9,8 @@ import pytest
 from kdepth.clip import Clip
 from kdepth.depth import estimate_clip_depth
 from kdepth.models import ClipDepth, DepthModel
-from kdepth.samples import rendered_clips, true_inverse_depth
+from kdepth.plots import scale_jumps
+from kdepth.samples import jumping_copy, rendered_clips, true_inverse_depth
 from kdepth.schema import new_row
 from kdepth.stability import sampled, scale_jump, stabilising_scales, steady_focal_length, steady_grey
 
@@ -116,3 +117,25 @@ def test_the_stable_view_of_a_clip_that_jumps_and_of_one_that_does_not(tmp_path:
     assert flicker_of_the_stable_view(jumping) < jumping.row["flicker"] / 5
     assert flicker_of_the_stable_view(steady) == pytest.approx(steady.row["flicker"], rel=0.05)
     assert hashlib.sha256(jumping.depth_path.read_bytes()).digest() == before
+
+
+@pytest.mark.parametrize("kind", ["relative", "metric"])
+def test_a_clip_that_was_made_to_jump(tmp_path: Path, kind: str) -> None:
+    original = clip_with_true_depth(tmp_path / "original", np.ones(1000, np.float32))
+    if kind == "metric":  # whose scale jumps with the focal length that the model guesses
+        original.row["depth_kind"] = "metric"
+        for frame in original.row["frames"]:
+            frame["focal_length_px"] = 500.0
+    file = original.depth_path.read_bytes()
+    jumping = jumping_copy(original, tmp_path / "jumping.mkv", seed=3)
+    bits = hashlib.sha256(jumping.depth_path.read_bytes()).digest()
+    stored, stable = (np.nanmean(scale_jumps(jumping, stable=stable)) for stable in (False, True))
+    assert stored == pytest.approx(jumping.row["flicker"], rel=1e-3)
+    assert stored > 0.1
+    assert stable < stored / 5
+    index = jumping.depth_indices[10]
+    ratio = jumping.inverse_depth(index) / np.maximum(original.inverse_depth(index), 1e-6)
+    assert 0.6 <= np.median(ratio) <= 1.6
+    assert np.array_equal(jumping.frame(index), original.frame(index))
+    assert hashlib.sha256(jumping.depth_path.read_bytes()).digest() == bits
+    assert original.depth_path.read_bytes() == file
