@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import nbformat
 import pytest
+from conftest import Run
 
 import kdepth
 from kdepth import samples
@@ -89,3 +91,30 @@ def test_the_pipeline_runs_headless_with_a_list_of_ones_own(
     papermill(PROJECT / "notebooks" / "pipeline.ipynb", tmp_path / "again.ipynb", *parameters, cwd=tmp_path)
     assert "Nothing to do" in outputs(tmp_path / "again.ipynb")
     assert kdepth.open_dataset(root).lance.version == ds.lance.version
+
+
+def tree(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Every file of a folder with its size and its time of change; but for what git, Python and tools keep there."""
+    skip = {".git", ".venv", "outputs", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+    files = [path for path in folder.rglob("*") if not skip & set(path.relative_to(folder).parts) and path.is_file()]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+def test_explore_runs_headless_on_a_part_of_another_dataset(sample_run: Run, tmp_path: Path) -> None:
+    ds = kdepth.open_dataset(sample_run.root)
+    first, *_, last = ds.table(columns=["clip_id", "label", "width"]).to_pylist()
+    parameters = ["-p", "root", sample_run.root, "-p", "clip_id", last["clip_id"], "-p", "folder", tmp_path / "look"]
+    parameters += ["-p", "where", f"label = '{last['label']}'"]
+    before = tree(PROJECT), tree(sample_run.root)
+    papermill(PROJECT / "notebooks" / "explore.ipynb", tmp_path / "out.ipynb", *parameters, cwd=tmp_path)
+    assert (tree(PROJECT), tree(sample_run.root)) == before
+    assert {path.name for path in (tmp_path / "look").iterdir()} == {"depth.mp4", "depth.png", "jumping.mkv"}
+    with av.open(str(tmp_path / "look" / "depth.mp4")) as video:
+        assert video.streams.video[0].width == 2 * last["width"]
+        assert sum(1 for _ in video.decode(video=0)) == ds[last["clip_id"]].row["num_depth_frames"]
+    shown = outputs(tmp_path / "out.ipynb")
+    assert f"Clip({last['clip_id']}" in shown
+    table = next(part for part in shown.split("\n\n") if "depth_model" in part)
+    assert last["clip_id"] in table
+    assert first["clip_id"] not in table
+    assert "Flicker is not known" in shown  # that run asked for two frames a second
