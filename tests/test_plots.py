@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import matplotlib
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib import pyplot as plt
 import kdepth
 from kdepth import plots
 from kdepth.occupancy import stage_load
+from kdepth.schema import new_row, rows_to_table
 
 matplotlib.use("agg")
 
@@ -51,6 +53,21 @@ def test_the_timeline_has_a_bar_for_each_stage_of_each_clip(sample_run: Run) -> 
     assert widths == pytest.approx(expected)
     with pytest.raises(ValueError, match="no row says"):
         plots.timeline(rows.slice(0, 0))
+
+
+def test_a_long_run_has_a_line_for_each_clip() -> None:
+    start = datetime(2030, 1, 1, tzinfo=UTC)
+    rows = []
+    for k in range(100):
+        times = {"download": (k, 1.0), "transcode": (k + 1, 2.0), "depth": (k + 3, 4.0)}
+        row = new_row(clip_id=f"clip{k}", run_id="run", committed_at=start)
+        for stage, (begin, seconds) in times.items():
+            row |= {f"{stage}_started_at": start + timedelta(seconds=begin), f"{stage}_seconds": seconds}
+        rows.append(row)
+    bars = plots.run_timeline(rows_to_table(rows)).axes[0]
+    segments = [collection.get_segments() for collection in bars.collections]
+    assert [len(lines) for lines in segments] == [100, 100, 100]
+    assert segments[2][7].tolist() == [[10, 7], [14, 7]]
 
 
 def test_a_run_is_shown_with_its_queues_and_its_bottleneck(sample_run: Run) -> None:
