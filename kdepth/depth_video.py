@@ -173,8 +173,7 @@ def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bo
             for index, frame in enumerate(container.decode(stream)):
                 time_seconds = float(frame.time or 0.0)
                 if wanted is None or wanted(index, time_seconds):
-                    rgb: NDArray[np.uint8] = reformatter.reformat(frame, format="rgb24").to_ndarray().view(np.uint8)
-                    yield Frame(index, time_seconds, rgb)
+                    yield Frame(index, time_seconds, _rgb(frame, reformatter))
     except (OSError, av.error.FFmpegError, IndexError) as exc:
         raise DatasetError(f"{_name(source)} can't be decoded: {exc}") from exc
 
@@ -196,7 +195,7 @@ def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
                     break
                 found = frame
             if found is not None:
-                return Frame(-1, float(found.time or 0.0), _rgb(found))
+                return Frame(-1, float(found.time or 0.0), _rgb(found, VideoReformatter()))
     except (OSError, av.error.FFmpegError, IndexError) as exc:
         raise DatasetError(f"{_name(source)} can't be decoded: {exc}") from exc
     raise DatasetError(f"{_name(source)} has no frame")
@@ -217,6 +216,11 @@ def read_checksums(source: str | Path | BinaryIO) -> list[int]:
 
 def _name(source: str | Path | BinaryIO) -> str:
     return str(source) if isinstance(source, str | Path) else "the clip's file"
+
+
+def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+    rgb: NDArray[np.uint8] = reformatter.reformat(frame, format="rgb24").to_ndarray().view(np.uint8)
+    return rgb
 
 
 def _half(frame: av.VideoFrame) -> NDArray[np.float16]:

@@ -248,7 +248,6 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
     if num_annotated:
         report.annotated_without_clip = num_annotated - found
         report.clips_without_annotation = unannotated
-    report.seconds = time.perf_counter() - started
     return report
 
 
