@@ -66,14 +66,15 @@ def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool =
 
 
 def _init_ray(options: Mapping[str, Any]) -> None:
-    """Start Ray; once more if its node was not up within the 30 s that Ray gives it, as on a disk that was cold."""
-    try:
-        ray.init(**options)
-    except Exception as exc:  # Ray raises no class of its own here
-        if "timed out during startup" not in str(exc):
-            raise
-        ray.shutdown()
-        ray.init(**options)
+    """Start Ray; again if its node was not up within the 30 s that Ray gives it, as on a busy machine."""
+    for attempt in range(4):
+        try:
+            ray.init(**options)
+            return
+        except Exception as exc:  # Ray raises no class of its own here
+            if "timed out during startup" not in str(exc) or attempt == 3:
+                raise
+            ray.shutdown()
 
 
 @contextlib.contextmanager
