@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 _STAGE_CPUS = 0.9
 _DOWNLOAD_CPUS = 0.1
 _MAX_DEATHS = 3
+_MAX_DOWNLOAD_TASKS = 1000  # each costs the driver a few milliseconds before anything starts
 
 
 def download(
@@ -72,7 +74,7 @@ def download(
             and Lance take credentials and endpoint from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``).
         allow_private_hosts: Connect to loopback, private and link-local addresses too.
         concurrency: Tasks at once; each reads one archive, or `batch_size` files.
-        batch_size: Files that a task fetches at once.
+        batch_size: Files that a task fetches at once; more of them with long lists, so that there are 1,000 tasks.
 
     Returns:
         One row a clip with `CLIP_SCHEMA`; rows that could not be fetched have status ``failed``.
@@ -84,7 +86,8 @@ def download(
     annotations = sources.filter(pc.equal(sources["kind"], "annotation"))
     archives = [i for i, kind in enumerate(kinds) if kind == "archive"]
     files = [i for i, kind in enumerate(kinds) if kind not in ("archive", "annotation")]
-    chunks = [files[i : i + batch_size] for i in range(0, len(files), batch_size)] + [[i] for i in archives]
+    size = max(batch_size, math.ceil(len(files) / _MAX_DOWNLOAD_TASKS))
+    chunks = [files[i : i + size] for i in range(0, len(files), size)] + [[i] for i in archives]
     # In the order of the list, so that a run is the same each time.
     chunks.sort(key=lambda chunk: chunk[0])
     blocks = [sources.take(chunk) for chunk in chunks] or [sources.schema.empty_table()]
