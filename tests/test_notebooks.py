@@ -1,5 +1,6 @@
 """The notebooks as papermill runs them. That their cells give what they show is nbval's part of the suite."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,14 @@ def test_explore_runs_headless_on_a_part_of_another_dataset(sample_run: Run, tmp
     assert last["clip_id"] in table
     assert first["clip_id"] not in table
     assert "Flicker is not known" in shown  # that run asked for two frames a second
+
+
+def test_the_benchmark_measures_everything(tmp_path: Path) -> None:
+    parameters = ["-p", "quick", "True", "-p", "root", tmp_path / "b"]
+    papermill(PROJECT / "notebooks" / "benchmark.ipynb", tmp_path / "out.ipynb", *parameters, cwd=tmp_path)
+    results = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert set(results) == {"downloads", "pipeline", "script", "start", "dataset_ms"}
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["results.json"]
+    # The arithmetic of the ideal, not its size: a busy machine is no fault of the code.
+    assert results["pipeline"]["ratio"] == results["pipeline"]["seconds"] / results["pipeline"]["ideal"]
+    assert results["pipeline"]["peak_memory_GB"] <= 3.5
