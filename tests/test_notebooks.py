@@ -122,6 +122,7 @@ def test_explore_runs_headless_on_a_part_of_another_dataset(sample_run: Run, tmp
     assert "Flicker is not known" in shown  # that run asked for two frames a second
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_everything(tmp_path: Path) -> None:
     parameters = ["-p", "quick", "True", "-p", "root", tmp_path / "b"]
     papermill(PROJECT / "notebooks" / "benchmark.ipynb", tmp_path / "out.ipynb", *parameters, cwd=tmp_path)

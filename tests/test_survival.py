@@ -102,6 +102,7 @@ def test_killed_runs_go_on(server: Server, tmp_path: Path) -> None:
     check_whole(root, NUM_CLIPS, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_workers(server: Server, tmp_path: Path) -> None:
     root = tmp_path / "root"
     urls = [server.url(f"{number}.mp4") for number in range(NUM_CLIPS)]
@@ -134,6 +135,7 @@ def test_a_clip_that_kills_its_worker_fails_and_the_others_are_done(server: Serv
     assert "died 3 times" in failure["error_message"]
 
 
+@pytest.mark.slow
 def test_a_node_is_lost_in_mid_run(server: Server, tmp_path: Path) -> None:
     url_list, root = tmp_path / "urls.txt", tmp_path / "root"
     url_list.write_text("\n".join(server.url(f"{number}.mp4") for number in range(NUM_CLIPS)))
