@@ -21,6 +21,9 @@ def lose_node(cluster: Cluster, node: object, root: str, over: threading.Event) 
         if read_rows(root, ["clip_id"]).num_rows:
             cluster.remove_node(node, allow_graceful=False)
             print("one node lost")
+            while sum(node["Alive"] for node in ray.nodes()) == 3:  # until the head has noticed
+                threading.Event().wait(0.2)
+            print(f"{sum(node['Alive'] for node in ray.nodes())} nodes left")
             return
 
 
@@ -36,6 +39,5 @@ if __name__ == "__main__":
     print(run_pipeline(kdepth.read_sources(url_list), root, concurrency=3))
     over.set()
     watcher.join()
-    print(f"{sum(node['Alive'] for node in ray.nodes())} nodes left")
     ray.shutdown()
     cluster.shutdown()
