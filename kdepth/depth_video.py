@@ -43,7 +43,8 @@ class DepthWriter:
     def __init__(self, path: str | Path, width: int, height: int, *, threads: int = 1) -> None:
         self._path = Path(path)
         self._part = self._path.with_name(self._path.name + ".part")
-        self._container = av.open(str(self._part), "w", format="matroska")
+        # bitexact: without the random number that a Matroska file is otherwise known by.
+        self._container = av.open(str(self._part), "w", format="matroska", options={"fflags": "+bitexact"})
         self._stream = self._container.add_stream(
             "ffv1",
             rate=1000,

@@ -70,8 +70,8 @@ def test_one_depth_frame_for_each_frame_with_its_statistics(model: DepthModel, c
 def test_the_same_clip_twice_gives_the_same_file(model: DepthModel, clip: Path, tmp_path: Path) -> None:
     for name in ("a.mkv", "b.mkv"):
         estimate_clip_depth(clip, tmp_path / name, model, frames="4")
-    a, b = (list(read_depth(tmp_path / name)) for name in ("a.mkv", "b.mkv"))
-    assert all(np.array_equal(first, second) for first, second in zip(a, b, strict=True))
+    assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / "b.mkv").read_bytes()
+    assert sum(1 for _ in read_depth(tmp_path / "a.mkv")) > 1
 
 
 def test_a_middle_frame_is_found_without_being_told_the_length(model: DepthModel, clip: Path, tmp_path: Path) -> None:
