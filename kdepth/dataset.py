@@ -197,10 +197,7 @@ class ClipDataset:
             found = open_lance(self._root.uri)
         if found is None:
             raise DatasetError(f"no dataset at {self._root.lance_uri}: run the pipeline with this root first")
-        try:
-            self.lance = found if as_of is None else lance.dataset(found.uri, **_as_of(as_of))
-        except ValueError as exc:
-            raise DatasetError(f"{found.uri} has nothing as of {as_of}: {exc}") from exc
+        self.lance = found if as_of is None else _version_of(found, as_of)
         self.is_packed = "depth" in self.lance.schema.names
 
     def __len__(self) -> int:
@@ -275,7 +272,7 @@ class ClipDataset:
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """What is remembered of the runs that wrote here, by ``run_id``: parameters, versions, counts, seconds."""
-        metadata: dict[str, str] = self.lance.metadata()
+        metadata: dict[str, str] = self.lance.metadata
         found = {key[len(_RUN_KEY) :]: json.loads(text) for key, text in metadata.items() if key.startswith(_RUN_KEY)}
         return dict(sorted(found.items()))
 
@@ -358,8 +355,17 @@ class ClipDataset:
         return card(repr(self), facts)
 
 
-def _as_of(moment: int | datetime) -> dict[str, Any]:
-    return {"version": moment} if isinstance(moment, int) else {"asof": moment}
+def _version_of(dataset: lance.LanceDataset, moment: int | datetime) -> lance.LanceDataset:
+    """The dataset at a version, or at the last one before a time."""
+    kept = {version["version"]: version["timestamp"].astimezone(UTC) for version in dataset.versions()}
+    fitting = [
+        version
+        for version, committed_at in kept.items()
+        if (version == moment if isinstance(moment, int) else committed_at <= moment.astimezone(UTC))
+    ]
+    if not fitting:
+        raise DatasetError(f"{dataset.uri} has nothing as of {moment}; kept are versions {min(kept)} to {max(kept)}")
+    return lance.dataset(dataset.uri, version=max(fitting))
 
 
 def pack(root: str | Path, uri: str | Path) -> None:

@@ -273,7 +273,7 @@ def train(
     frozen_share: float = 0.25,
     encoder_rate: float = 0.15,
     large_share: float = 0.3,
-    twice_share: float = 0.3,
+    twice_share: float = 0.0,
     ema: float = 0.998,
     seed: int = 0,
     workers: int = 2,

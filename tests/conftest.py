@@ -17,6 +17,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Before any part of kdepth is imported: nothing here may look at a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Ray's workers are as urgent as the tests beside them (15: less than everything else).
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import kdepth
 from kdepth import samples

@@ -84,6 +84,7 @@ def committed(root: Path) -> int:
     return read_rows(root, ["clip_id"]).num_rows
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on(server: Server, tmp_path: Path) -> None:
     root, rng = tmp_path / "root", random.Random(5)
     urls = [server.url(f"{number}.mp4") for number in range(NUM_CLIPS)]
@@ -120,6 +121,7 @@ def test_a_run_outlives_its_workers(server: Server, tmp_path: Path) -> None:
     check_whole(root, NUM_CLIPS, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_clip_that_kills_its_worker_fails_and_the_others_are_done(server: Server, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "served" / "0.mp4", tmp_path / "served" / "poison.mp4")
     killer = tmp_path / "ffmpeg"
