@@ -27,6 +27,7 @@ from kdepth.errors import (
     SourceError,
     TranscodeError,
 )
+from kdepth.metrics import ModelComparison, compare_models
 from kdepth.models import ClipDepth, DepthModel, load_model
 from kdepth.pairs import torch_dataset
 from kdepth.plan import pending
@@ -50,10 +51,12 @@ __all__ = [
     "DownloadError",
     "Fetched",
     "KdepthError",
+    "ModelComparison",
     "RunReport",
     "SourceError",
     "TranscodeError",
     "VideoInfo",
+    "compare_models",
     "download",
     "estimate_clip_depth",
     "estimate_depth",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping
 from html import escape
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,20 +34,22 @@ def card(title: object, facts: Mapping[str, object], *, html: Iterable[str] = ()
     return f"<div><b>{escape(str(title))}</b>{''.join(html)}<table>{lines}</table></div>"
 
 
-def rgb_and_depth(rgb: NDArray[np.uint8], inverse_depth: NDArray[np.float32]) -> str:
-    """A frame beside its depth as an ``<img>``; near is bright, the limits are the 1st and 99th percentile.
+def rgb_and_depth(rgb: NDArray[np.uint8], *inverse_depth: NDArray[np.float32]) -> str:
+    """A frame beside its depth as an ``<img>``; near is bright, the limits are each one's 1st and 99th percentile.
 
     Args:
         rgb: ``(H, W, 3)``.
-        inverse_depth: ``(H, W)``.
+        inverse_depth: ``(H, W)`` each.
     """
-    low, high = np.percentile(inverse_depth[::4, ::4], (1, 99))
-    level = ((inverse_depth - low) / max(high - low, 1e-6)).clip(0, 1) * 255
-    coloured = cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_INFERNO)
-    both = np.hstack([cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), coloured])
-    width = round(both.shape[1] * _PICTURE_HEIGHT / both.shape[0])
+    pictures: list[NDArray[Any]] = [cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)]
+    for one in inverse_depth:
+        low, high = np.percentile(one[::4, ::4], (1, 99))
+        level = ((one - low) / max(high - low, 1e-6)).clip(0, 1) * 255
+        pictures.append(cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_INFERNO))
+    row = np.hstack(pictures)
+    width = round(row.shape[1] * _PICTURE_HEIGHT / row.shape[0])
     # Twice as many pixels as are shown, for screens that have them.
-    small = cv2.resize(both, (2 * width, 2 * _PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(row, (2 * width, 2 * _PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, 80))[1].tobytes()
     data = base64.b64encode(jpeg).decode()
     return f'<br><img width="{width}" alt="a frame beside its depth" src="data:image/jpeg;base64,{data}">'

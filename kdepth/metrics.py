@@ -1,13 +1,18 @@
-"""How well two depth maps agree."""
+"""How well depth maps agree, and what several models make of one frame."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kdepth.cards import card, rgb_and_depth
+from kdepth.clip import Clip
+from kdepth.models import DepthModel, load_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +31,64 @@ class Agreement:
     scale: float
     shift: float
 
+    def __str__(self) -> str:
+        return f"AbsRel {self.abs_rel:.3f}, rank correlation {self.rank_correlation:.3f}"
 
-def compare_models(estimates: Mapping[str, NDArray[Any]], reference: str | None = None) -> dict[str, Agreement]:
-    """Compare what several models say about the same frames.
+
+@dataclass(frozen=True, slots=True)
+class ModelComparison:
+    """What several models say of one frame; a notebook shows it as a picture and numbers.
+
+    Attributes:
+        rgb: The frame, uint8 ``(H, W, 3)``.
+        inverse_depth: By model (`DepthModel.identity`), float32 ``(H, W)``, in the order asked for.
+        agreement: Of each model but the first with the first.
+    """
+
+    rgb: NDArray[np.uint8]
+    inverse_depth: dict[str, NDArray[np.float32]]
+    agreement: dict[str, Agreement]
+
+    def __str__(self) -> str:
+        first, *others = self.inverse_depth
+        return "\n".join([f"compared with {first}:", *(f"  {name}: {self.agreement[name]}" for name in others)])
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {
+            f"{n}. {name}": self.agreement.get(name, "the reference") for n, name in enumerate(self.inverse_depth, 1)
+        }
+        title = "the frame, then inverse depth by model, each in its own colours; near is bright"
+        return card(title, facts, html=[rgb_and_depth(self.rgb, *self.inverse_depth.values())])
+
+
+def compare_models(
+    clip: Clip, models: Sequence[str | Path | DepthModel], *, index: int | None = None
+) -> ModelComparison:
+    """Estimate the depth of a clip's frame with several models, and compare them with the first.
 
     Args:
-        estimates: Inverse depth by model, arrays of one shape, ``(H, W)`` or ``(N, H, W)``.
-        reference: The model to compare the others with; default: the first.
-
-    Returns:
-        The agreement of each of the other models with the reference.
+        clip: The clip; what depth it has already does not matter.
+        models: Names as for `load_model`, or loaded models. Metric and relative ones may be mixed: scale and shift are
+            fitted. Each named one is loaded after the one before has gone.
+        index: Number of the frame; default: the middle one.
 
     Raises:
-        ValueError: Fewer than two models, another shape, or an unknown reference.
+        ValueError: Fewer than two models, or one twice.
+        IndexError, DatasetError: As `Clip.frame`.
+        DepthError: As `load_model`.
     """
-    if len(estimates) < 2:
-        raise ValueError("estimates must hold at least two models")
-    reference = next(iter(estimates)) if reference is None else reference
-    if reference not in estimates:
-        raise ValueError(f"reference={reference!r} is not among {', '.join(estimates)}")
-    return {
-        name: agreement(estimate, estimates[reference]) for name, estimate in estimates.items() if name != reference
-    }
+    if len(models) < 2:
+        raise ValueError("models must hold at least two")
+    rgb = clip.frame(clip.row["num_frames"] // 2 if index is None else index)
+    found: dict[str, NDArray[np.float32]] = {}
+    for one in models:
+        model = one if isinstance(one, DepthModel) else load_model(one)
+        if model.identity in found:
+            raise ValueError(f"models: {model.identity} is there twice")
+        found[model.identity] = model.estimate(rgb[None]).inverse_depth[0]
+        del model
+    first, *others = found
+    return ModelComparison(rgb, found, {name: agreement(found[name], found[first]) for name in others})
 
 
 def agreement(estimate: NDArray[Any], reference: NDArray[Any]) -> Agreement:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kdepth.addresses import public_url
 from kdepth.archives import read_index
 from kdepth.dataset import read_rows
 from kdepth.depth import frame_selector
-from kdepth.models import model_identity
+from kdepth.models import DepthKind, model_identity
 from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, SOURCE_SCHEMA, clip_id_for
 from kdepth.storage import Root
 
 # Statuses that stay: asking again gives the same answer.
 _PERMANENT_STATUSES = (401, 403, 404, 410, 451)
 
-# What `pending` gives and `download` takes: a clip's row with what is known already, and how to get the rest.
+# What `pending` gives and `download` takes: a clip's row with what is known already, and how to get the rest. Without
+# what only depth fills: a thumbnail takes its 576 bytes even where there is none.
 PLAN_SCHEMA = pa.schema(
     [
-        *CLIP_SCHEMA,
+        *(column for column in CLIP_SCHEMA if column.name not in ("frames", "depth_thumbnail")),
         ("url", pa.string()),  # with credentials if there are any, which `source_url` has not
         ("kind", pa.string()),
         ("max_clips", pa.int32()),
@@ -31,6 +34,7 @@ PLAN_SCHEMA = pa.schema(
         ("damage", pa.string()),  # what is wrong with the files of a committed clip; null: nothing
     ]
 )
+_ROWS_AT_ONCE = 4096
 # Of the plan's metadata: what was asked for, as JSON.
 PARAMETERS_KEY = b"kdepth.parameters"
 # Of a clip's row: what each stage fills in.
@@ -41,7 +45,21 @@ TRANSCODE_COLUMNS = ("video_path", "video_bytes", *VIDEO_COLUMNS)
 
 def plan_all(sources: pa.Table) -> pa.Table:
     """Sources as a plan, with nothing known of any clip yet."""
-    return pa.Table.from_pylist([_planned(source) for source in sources.to_pylist()], schema=PLAN_SCHEMA)
+    return _plan_table(map(_planned, _rows(sources)))
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows as dicts, not all at once: of a long list they would take a hundred times the table's memory."""
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        yield from batch.to_pylist()
+
+
+def _plan_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    rows = iter(rows)
+    parts = [PLAN_SCHEMA.empty_table()]
+    while part := list(islice(rows, _ROWS_AT_ONCE)):
+        parts.append(pa.Table.from_pylist(part, schema=PLAN_SCHEMA))
+    return pa.concat_tables(parts).combine_chunks()
 
 
 def pending(
@@ -51,18 +69,19 @@ def pending(
     height: int = 360,
     model: str = "small",
     frames: str = "all",
+    depth_kind: DepthKind | None = None,
     retry_failed: bool = False,
 ) -> pa.Table:
     """What is left to do of what was asked for: the first step of a run that may have been here before.
 
     Clips that are committed as asked for are dropped. Another `height` redoes transcode and depth of a clip, another
-    `model` or `frames` the depth alone; a file whose size is not what its row says is made again, and named in the
-    report (`ClipDataset.verify` looks inside the files too).
+    `model`, `frames` or `depth_kind` the depth alone; a file whose size is not what its row says is made again, and
+    named in the report (`ClipDataset.verify` looks inside the files too).
 
     Args:
         sources: From `read_sources`.
         root: Folder of the dataset.
-        height, model, frames: As they will be given to `transcode` and `estimate_depth`.
+        height, model, frames, depth_kind: As they will be given to `transcode` and `estimate_depth`.
         retry_failed: Take up failed clips too, but for those whose server said that it will not change (HTTP 401, 403,
             404, 410, 451).
 
@@ -77,8 +96,8 @@ def pending(
     frame_selector(frames, 1)
     files = Root(root)
     identity = model_identity(model)
-    columns = [name for name in COLUMNS if name not in ("frames", "depth_thumbnail")]
-    known = {row["clip_id"]: row for row in read_rows(root, columns).to_pylist()}
+    columns = [name for name in COLUMNS if name in PLAN_SCHEMA.names]
+    known = {row["clip_id"]: row for row in _rows(read_rows(root, columns))}
 
     sizes = {name: size for folder in ("raw", "360p", "depth") for name, size in files.sizes(folder).items()}
 
@@ -100,6 +119,7 @@ def pending(
             return not retry_failed or row["http_status"] in _PERMANENT_STATUSES
         return (
             (row["depth_model"], row["depth_frames"]) == (identity, frames)
+            and depth_kind in (None, row["depth_kind"])
             and min(row["width"], row["height"]) == height
             and damage(row) is None
         )
@@ -120,19 +140,22 @@ def pending(
         if row["archive_member"] is not None:
             by_archive.setdefault(row["source_url"], []).append(row)
 
-    plan: list[dict[str, Any]] = []
-    for source in sources.to_pylist():
-        fields = _planned(source)
-        if source["kind"] == "archive":
-            plan += _plan_archive(fields, by_archive.get(fields["source_url"], []), known, files.work, is_done, resumed)
-        elif source["kind"] == "annotation" or (row := known.get(source["clip_id"])) is None:
-            plan.append(fields)
-        elif not is_done(row):
-            plan.append(resumed(row) | fields)
-    if not any(row["kind"] == "archive" for row in plan):  # nothing left to look the annotations up for
-        plan = [row for row in plan if row["kind"] != "annotation"]
+    def plan_rows() -> Iterator[dict[str, Any]]:
+        for source in _rows(sources):
+            fields = _planned(source)
+            if source["kind"] == "archive":
+                members = by_archive.get(fields["source_url"], [])
+                yield from _plan_archive(fields, members, known, files.work, is_done, resumed)
+            elif source["kind"] == "annotation" or (row := known.get(source["clip_id"])) is None:
+                yield fields
+            elif not is_done(row):
+                yield resumed(row) | fields
+
+    plan = _plan_table(plan_rows())
+    if not pc.any(pc.equal(plan["kind"], "archive")).as_py():  # nothing left to look the annotations up for
+        plan = plan.filter(pc.not_equal(plan["kind"], "annotation"))
     asked = {"height": height, "model": identity, "frames": frames, "retry_failed": retry_failed}
-    return pa.Table.from_pylist(plan, schema=PLAN_SCHEMA.with_metadata({PARAMETERS_KEY: json.dumps(asked)}))
+    return plan.replace_schema_metadata({PARAMETERS_KEY: json.dumps(asked)})
 
 
 def _planned(source: Mapping[str, Any]) -> dict[str, Any]:

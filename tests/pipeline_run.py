@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 import kdepth
+from kdepth.models import DepthKind
 
 
 def run_pipeline(
@@ -22,13 +23,15 @@ def run_pipeline(
     frames: str = "all",
     retry_failed: bool = False,
     keep_raw: bool = True,
+    depth_kind: DepthKind | None = None,
     concurrency: int = 1,
 ) -> kdepth.RunReport:
     """What the notebook does, in one call; with one depth actor, unless told: more cost more than they save."""
-    todo = kdepth.pending(sources, root, height=height, model=model, frames=frames, retry_failed=retry_failed)
+    depth = {"model": model, "frames": frames, "depth_kind": depth_kind}
+    todo = kdepth.pending(sources, root, height=height, retry_failed=retry_failed, **depth)
     clips = kdepth.download(todo, root, allow_private_hosts=True)
     clips = kdepth.transcode(clips, root, height=height, keep_raw=keep_raw)
-    clips = kdepth.estimate_depth(clips, root, model=model, frames=frames, concurrency=concurrency)
+    clips = kdepth.estimate_depth(clips, root, **depth, concurrency=concurrency)
     return kdepth.write_lance(clips, root, sources=todo)
 
 

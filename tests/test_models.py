@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import huggingface_hub
@@ -22,31 +21,16 @@ import tiny_checkpoints
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from tiny_checkpoints import FAMILIES
 from transformers import AutoModelForDepthEstimation
 
+import kdepth
 from kdepth import depth_pro
 from kdepth.errors import DepthError
-from kdepth.metrics import agreement, compare_models
-from kdepth.models import DepthKind, DepthModel, load_model, model_identity
-
-
-class Family(NamedTuple):
-    make_config: Callable[[], Any]
-    kind: DepthKind
-    asked: DepthKind | None = None
-
-
-FAMILIES = {
-    "depth-pro": Family(tiny_checkpoints.depth_pro_config, "metric"),
-    "depth-anything": Family(tiny_checkpoints.depth_anything_config, "relative"),
-    "depth-anything-metric": Family(
-        lambda: tiny_checkpoints.depth_anything_config(depth_estimation_type="metric", max_depth=20), "metric"
-    ),
-    "zoedepth": Family(tiny_checkpoints.zoedepth_config, "metric"),
-    "glpn": Family(tiny_checkpoints.glpn_config, "metric"),
-    "dpt": Family(tiny_checkpoints.dpt_config, "relative", "relative"),
-    "dpt-metric": Family(tiny_checkpoints.dpt_config, "metric", "metric"),
-}
+from kdepth.metrics import agreement
+from kdepth.models import DepthModel, load_model, model_identity
+from kdepth.samples import rendered_clips
+from kdepth.schema import new_row
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -153,31 +137,13 @@ def test_half_types_show_no_bands(name: str, checkpoints: Path) -> None:
 # --- conventions ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "last_layer", "output", "inverse_depth"),
-    [
-        # The last bias alone decides the output: canonical inverse depth 0.3 seen with a field of view of 50 degrees,
-        ("depth-pro", "head.layers.4", 0.3, 0.3 * 2 * math.tan(math.radians(25))),
-        ("depth-anything", "head.conv3", 3.0, 3.0),  # inverse depth without unit,
-        ("depth-anything-metric", "head.conv3", 0.0, 1 / 10),  # half of 20 m,
-        ("glpn", "head.head.2", 0.0, 1 / 5),  # half of 10 m,
-        ("dpt", "head.head.4", 4.0, 4.0),  # inverse depth without unit,
-        ("dpt-metric", "head.head.4", 4.0, 1 / 4),  # 4 m.
-    ],
-)
-def test_near_is_large_and_metres_are_metres(
-    name: str, last_layer: str, output: float, inverse_depth: float, checkpoints: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(checkpoints / name, tmp_path / "copy")
-    weights = load_file(folder / "model.safetensors")
-    weights[last_layer + ".weight"][:] = 0
-    weights[last_layer + ".bias"][:] = output
-    if name == "depth-pro":
-        weights["fov_model.head.layers.4.weight"][:] = 0
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    model = load_model(folder, device="cpu", dtype="float32", depth_kind=FAMILIES[name].asked)
-    assert model.kind == FAMILIES[name].kind
-    np.testing.assert_allclose(model.estimate(make_frames(1, 90, 160)).inverse_depth, inverse_depth, rtol=1e-5)
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.last_layer])
+def test_near_is_large_and_metres_are_metres(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    tiny_checkpoints.save_constant_checkpoint(tmp_path, family)
+    model = load_model(tmp_path, device="cpu", dtype="float32", depth_kind=family.asked)
+    assert model.kind == family.kind
+    np.testing.assert_allclose(model.estimate(make_frames(1, 90, 160)).inverse_depth, family.inverse_depth, rtol=1e-5)
 
 
 def test_dpt_does_not_say_what_it_gives(checkpoints: Path) -> None:
@@ -537,15 +503,26 @@ def test_agreement_leaves_out_what_was_not_measured() -> None:
         agreement(estimate, reference[:3])
 
 
-def test_compare_models() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.uniform(0.1, 1, (20, 30))
-    estimates = {"a": truth, "b": 2 * truth, "c": rng.uniform(0.1, 1, (20, 30))}
-    found = compare_models(estimates)
-    assert list(found) == ["b", "c"]
-    assert found["b"].abs_rel < 1e-9 < 0.1 < found["c"].abs_rel
-    assert set(compare_models(estimates, "c")) == {"a", "b"}
-    with pytest.raises(ValueError, match="reference='d'"):
-        compare_models(estimates, "d")
+def test_compare_models(checkpoints: Path) -> None:
+    clip_id, path = next(iter(rendered_clips().items()))
+    sample_clip = kdepth.Clip(path.parent, new_row(clip_id=clip_id, status="ok", video_path=path.name, num_frames=72))
+    found = kdepth.compare_models(sample_clip, ["small", checkpoints / "depth-pro", load(checkpoints, "glpn")], index=3)
+    small, depth_pro, glpn = found.inverse_depth
+    assert small.startswith("small@")
+    assert depth_pro.startswith("depth-pro@")
+    np.testing.assert_array_equal(found.rgb, sample_clip.frame(3))
+    np.testing.assert_array_equal(
+        found.inverse_depth[small], load_model("small").estimate(found.rgb[None]).inverse_depth[0]
+    )
+    expected = agreement(found.inverse_depth[glpn], found.inverse_depth[small])
+    assert found.agreement == {depth_pro: found.agreement[depth_pro], glpn: expected}
+    assert f"{glpn}: AbsRel {expected.abs_rel:.3f}, rank correlation" in str(found)
+    page = found._repr_html_()
+    assert page.count("<img") == 1
+    assert f"3. {glpn}" in page
     with pytest.raises(ValueError, match="at least two"):
-        compare_models({"a": truth})
+        kdepth.compare_models(sample_clip, ["small"])
+    with pytest.raises(ValueError, match="twice"):
+        kdepth.compare_models(sample_clip, ["small", "small"])
+    with pytest.raises(IndexError, match="frame 999"):
+        kdepth.compare_models(sample_clip, ["small", "small"], index=999)

@@ -3,12 +3,15 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Run
 from pipeline_run import run_pipeline
+from tiny_checkpoints import FAMILIES, save_checkpoint, save_constant_checkpoint
 
 import kdepth
 from kdepth import samples
+from kdepth.errors import DatasetError
 
 HTML = b"<!DOCTYPE html><html><body>This video is not here any more.</body></html>" * 20
 
@@ -163,3 +166,30 @@ def test_a_caller_is_told_what_is_allowed(ray_cluster: None, sample_run: Run, tm
         kdepth.estimate_depth(clips, tmp_path, frames="nth")
     with pytest.raises(kdepth.DepthError):
         kdepth.estimate_depth(clips, tmp_path, model="no-such/model")
+
+
+@pytest.mark.slow  # each model has workers of its own
+def test_every_family_of_models(ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path) -> None:
+    sources = kdepth.read_sources(sample_server.url_list, annotations=sample_server.annotations)
+    root = tmp_path / "run"
+    for name, family in FAMILIES.items():
+        if family.last_layer:
+            save_constant_checkpoint(tmp_path / name, family)
+        else:
+            save_checkpoint(tmp_path / name, family.make_config())
+        model = str(tmp_path / name)
+        report = run_pipeline(sources.slice(0, 2), root, model=model, frames="middle", depth_kind=family.asked)
+        assert report.num_ok == 2
+        for clip in kdepth.open_dataset(root):
+            (index,) = clip.depth_indices
+            inverse_depth = clip.inverse_depth(index)
+            assert clip.row["depth_kind"] == family.kind
+            assert clip.row["depth_model"].startswith(f"{name}@sha256:")
+            assert (clip.row["frames"][0]["focal_length_px"] is not None) == (name == "depth-pro")
+            if family.last_layer:  # known, up to the half float
+                np.testing.assert_allclose(inverse_depth, family.inverse_depth, rtol=1e-3)
+            if family.kind == "metric":
+                np.testing.assert_allclose(clip.depth_m(index), 1 / inverse_depth)
+            else:
+                with pytest.raises(DatasetError, match="no metres"):
+                    clip.depth_m(index)

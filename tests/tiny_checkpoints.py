@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForDepthEstimation,
     BeitConfig,
@@ -19,6 +22,8 @@ from transformers import (
     PreTrainedModel,
     ZoeDepthConfig,
 )
+
+from kdepth.models import DepthKind
 
 
 def depth_pro_config(*, use_fov_model: bool = True) -> DepthProConfig:
@@ -64,6 +69,10 @@ def depth_anything_config(**options: Any) -> DepthAnythingConfig:
         head_hidden_size=8,
         **options,
     )
+
+
+def depth_anything_metric_config() -> DepthAnythingConfig:
+    return depth_anything_config(depth_estimation_type="metric", max_depth=20)
 
 
 def dpt_config() -> DPTConfig:
@@ -175,3 +184,38 @@ def save_checkpoint(folder: Path, config: PreTrainedConfig, seed: int = 0) -> Pr
     network.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[config.model_type]))
     return network
+
+
+class Family(NamedTuple):
+    """A family with what its convention makes of a network whose last bias alone decides the output."""
+
+    make_config: Callable[[], Any]
+    kind: DepthKind
+    asked: DepthKind | None = None
+    last_layer: str = ""  # empty: there is no one layer that decides
+    output: float = 0.0
+    inverse_depth: float = 0.0
+
+
+FAMILIES = {
+    # Canonical inverse depth 0.3, seen with a field of view of 50 degrees.
+    "depth-pro": Family(depth_pro_config, "metric", None, "head.layers.4", 0.3, 0.6 * math.tan(math.radians(25))),
+    "depth-anything": Family(depth_anything_config, "relative", None, "head.conv3", 3.0, 3.0),
+    # Half of 20 m, half of 10 m.
+    "depth-anything-metric": Family(depth_anything_metric_config, "metric", None, "head.conv3", 0.0, 1 / 10),
+    "glpn": Family(glpn_config, "metric", None, "head.head.2", 0.0, 1 / 5),
+    "zoedepth": Family(zoedepth_config, "metric"),
+    "dpt": Family(dpt_config, "relative", "relative", "head.head.4", 4.0, 4.0),
+    "dpt-metric": Family(dpt_config, "metric", "metric", "head.head.4", 4.0, 1 / 4),
+}
+
+
+def save_constant_checkpoint(folder: Path, family: Family) -> None:
+    """A checkpoint that gives `Family.inverse_depth` everywhere."""
+    save_checkpoint(folder, family.make_config())
+    weights = load_file(folder / "model.safetensors")
+    weights[family.last_layer + ".weight"][:] = 0
+    weights[family.last_layer + ".bias"][:] = family.output
+    if family.make_config is depth_pro_config:
+        weights["fov_model.head.layers.4.weight"][:] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
