@@ -15,6 +15,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -55,7 +56,7 @@ class DepthWriter:
         self._stream.codec_context.thread_count = threads
         self._last_pts = -1
 
-    def write(self, inverse_depth: NDArray[np.floating], time_seconds: float) -> tuple[NDArray[np.float16], int]:
+    def write(self, inverse_depth: NDArray[np.floating], time_seconds: float) -> int:
         """Append one frame.
 
         Args:
@@ -63,7 +64,7 @@ class DepthWriter:
             time_seconds: Presentation time, later than the last one's.
 
         Returns:
-            What is stored: float16 ``(H, W)``, and the CRC-32 of the packet that holds it.
+            The CRC-32 of the packet that holds it.
 
         Raises:
             ValueError: NaN, a negative value, or infinity after rounding to half precision (> 65504).
@@ -81,7 +82,7 @@ class DepthWriter:
         (packet,) = self._stream.encode(frame)  # all-intra, without delay: a packet for each frame
         crc32 = zlib.crc32(packet)
         self._container.mux(packet)
-        return half, crc32
+        return crc32
 
     def __enter__(self) -> Self:
         return self
@@ -98,9 +99,9 @@ class DepthWriter:
             self._part.unlink(missing_ok=True)
 
 
-def _opened(source: str | Path | BinaryIO) -> Any:
+def _opened(source: str | Path | BinaryIO, **options: str) -> Any:
     """A container of a path, or of a file that can seek (of an object store, or a blob), which is read as needed."""
-    return av.open(str(source) if isinstance(source, str | Path) else source)
+    return av.open(str(source) if isinstance(source, str | Path) else source, options=options)
 
 
 def read_depth(source: str | Path | BinaryIO) -> Iterator[NDArray[np.float16]]:
@@ -132,7 +133,8 @@ def read_depth_at(source: str | Path | BinaryIO, time_seconds: float, crc32: int
     """
     target = round(time_seconds * 1000)
     try:
-        with _opened(source) as container:
+        # Matroska's header says all; by default FFmpeg would also decode a frame to see what is in it.
+        with _opened(source, probesize="32") as container:
             stream = container.streams.video[0]
             container.seek(target, stream=stream, backward=True)
             for packet in container.demux(stream):
@@ -185,18 +187,22 @@ def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
     Raises:
         DatasetError: As `read_frames`.
     """
-    found = None
     try:
         with _opened(source) as container:
             stream = container.streams.video[0]
             # Half a millisecond: times are kept in seconds, and the file counts in ticks.
-            container.seek(round((time_seconds + 5e-4) / stream.time_base), stream=stream, backward=True)
-            for frame in container.decode(stream):
-                if found is not None and float(frame.time or 0.0) > time_seconds + 5e-4:
-                    break
-                found = frame
-            if found is not None:
-                return Frame(-1, float(found.time or 0.0), _rgb(found, VideoReformatter()))
+            ticks = round((time_seconds + 5e-4) / stream.time_base)
+            container.seek(ticks, stream=stream, backward=True)
+            # In decoding order; what is shown by then has been decoded by then.
+            packets = list(takewhile(lambda packet: (packet.dts or 0) <= ticks, container.demux(stream)))
+            shown = [packet.pts for packet in packets if packet.pts is not None]
+            target = max((pts for pts in shown if pts <= ticks), default=min(shown, default=0))
+            for packet in [*packets, None]:
+                # Of the frames before it only those are decoded that others are made from.
+                stream.codec_context.skip_frame = "NONREF" if packet and (packet.pts or 0) < target else "DEFAULT"
+                for frame in stream.codec_context.decode(packet):
+                    if frame.pts == target:
+                        return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
     except (OSError, av.error.FFmpegError, IndexError) as exc:
         raise DatasetError(f"{_name(source)} can't be decoded: {exc}") from exc
     raise DatasetError(f"{_name(source)} has no frame")
