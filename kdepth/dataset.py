@@ -25,8 +25,9 @@ from kdepth.errors import DatasetError
 from kdepth.schema import CLIP_SCHEMA, FAILED, OK, rows_to_table
 from kdepth.storage import Root
 
-# A commit costs about 15 ms and one small fragment; what is not committed is lost with the driver.
-_COMMIT_ROWS = 64
+# A commit costs about 15 ms and one small fragment, and lists all fragments; what is not committed is lost with the
+# driver.
+_COMMIT_ROWS = 512
 _COMMIT_SECONDS = 5.0
 # Old versions are for readers that have the dataset open, and for `open_dataset(root, as_of=...)`.
 _KEEP_VERSIONS = timedelta(days=1)
@@ -235,8 +236,8 @@ class ClipDataset:
 
     def _rows(self, where: str) -> list[dict[str, Any]]:
         found = self.lance.to_table(columns=CLIP_SCHEMA.names, filter=where)
-        rows: list[dict[str, Any]] = found.sort_by("clip_id").to_pylist()
-        return rows
+        rows: list[dict[str, Any]] = found.to_pylist()
+        return sorted(rows, key=lambda row: str(row["clip_id"]))
 
     def _clip(self, row: dict[str, Any]) -> Clip:
         return Clip(self._root.work if self.has_paths else None, row, lambda kind: self.open_file(row, kind))
