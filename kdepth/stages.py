@@ -30,6 +30,7 @@ from kdepth.models import DepthKind, load_model, model_identity
 from kdepth.plan import VIDEO_COLUMNS, plan_all
 from kdepth.runs import start_ray
 from kdepth.schema import (
+    CLIP_SCHEMA,
     COLUMNS,
     FAILED,
     OK,
@@ -211,25 +212,13 @@ def _failure(stage: str, error: KdepthError) -> dict[str, Any]:
 
 
 def _blocks(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
-    """Each row that has work ahead a block of its own, so that the next stage can start on it.
-
-    Failed ones wait for it, for at most a second: hundreds of them would cost more as blocks than as work.
-    """
-    waiting: list[dict[str, Any]] = []
-    since, empty = time.monotonic(), True
+    """Each row a block of its own, so that the next stage can start on it."""
+    empty = True
     for row in rows:
-        if not waiting:
-            since = time.monotonic()
-        waiting.append(row)
-        if row["status"] != FAILED or time.monotonic() - since > 1:
-            yield _block(waiting)
-            waiting, empty = [], False
-    if waiting or empty:  # Ray Data wants the schema of what there is none of
-        yield _block(waiting)
-
-
-def _block(rows: list[dict[str, Any]]) -> pa.Table:
-    return rows_to_table([{name: row.get(name) for name in COLUMNS} for row in rows])
+        empty = False
+        yield rows_to_table([{name: row.get(name) for name in COLUMNS}])
+    if empty:  # Ray Data wants the schema of what there is none of
+        yield CLIP_SCHEMA.empty_table()
 
 
 def _download_block(
