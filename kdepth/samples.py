@@ -105,16 +105,24 @@ def jumping_copy(clip: Clip, path: str | Path, *, seed: int = 0) -> Clip:
 
     Args:
         clip: A clip with depth. It stays as it is.
-        path: The ``.mkv`` depth file of the copy to make.
+        path: The ``.mkv`` depth file of the copy to make; a copy of the 360p file goes beside it.
         seed: Of the random scales.
 
     Returns:
         A clip with the same frames and the new depth file. The focal length of a metric model jumps with the scale,
         as it does where such a model guesses it anew in each frame.
+
+    Raises:
+        ValueError: The clip has no depth.
     """
     path = Path(path)
     random_generator = np.random.default_rng(seed)
-    stored = zip(read_depth(clip.depth_path), clip.row["frames"], strict=True)
+    video = path.with_suffix(".mp4")
+    frames, depth = clip.file_bytes("video"), clip.file_bytes("depth")
+    if frames is None or depth is None:
+        raise ValueError(f"{clip!r} has no depth")
+    video.write_bytes(frames)
+    stored = zip(read_depth(io.BytesIO(depth)), clip.row["frames"], strict=True)
 
     def predict(rgb: torch.Tensor, focal_length_px: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         import torch  # takes a second, and the pictures need it nowhere else
@@ -129,11 +137,9 @@ def jumping_copy(clip: Clip, path: str | Path, *, seed: int = 0) -> Clip:
         )
 
     model = DepthModel(predict, kind=clip.row["depth_kind"], name="jumping", revision=str(seed), batch_size=8)
-    columns = estimate_clip_depth(
-        clip.video_path, path, model, frames=clip.row["depth_frames"], num_frames=clip.row["num_frames"]
-    )
-    files = {"video_path": str(clip.video_path.absolute()), "depth_path": path.name}
-    return Clip(path.parent, clip.row | columns | files)
+    options = {"frames": clip.row["depth_frames"], "num_frames": clip.row["num_frames"]}
+    columns = estimate_clip_depth(video, path, model, **options)
+    return Clip(path.parent, clip.row | columns | {"video_path": video.name, "depth_path": path.name})
 
 
 class SampleServer:
