@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdepth.cards import card, rgb_and_depth
-from kdepth.depth_video import read_checksums, read_depth, read_depth_at, read_frame_at, read_frames
+from kdepth.depth_video import count_frames, read_checksums, read_depth, read_depth_at, read_frame_at, read_frames
 from kdepth.errors import DatasetError, KdepthError
 from kdepth.schema import FAILED
 from kdepth.stability import sampled, stabilising_scales, steady_focal_length, steady_grey
@@ -203,7 +203,7 @@ class Clip:
         """What is wrong with the clip's files, read to their ends: ``"video"`` or ``"depth"`` -> problem."""
         found = {}
         try:
-            num_frames = sum(1 for _ in read_frames(self._open("video"), lambda index, time_seconds: True))
+            num_frames = count_frames(self._open("video"))
             if num_frames != self.row["num_frames"]:
                 found["video"] = f"has {num_frames} frames, not {self.row['num_frames']}"
         except DatasetError as exc:

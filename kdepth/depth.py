@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kdepth.depth_video import DepthWriter, Frame, read_frames
+from kdepth.depth_video import DepthWriter, Frame, count_frames, read_frames
 from kdepth.errors import DepthError
 from kdepth.schema import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH
 from kdepth.stability import sampled, scale_jump, steady_grey
@@ -85,7 +85,7 @@ def estimate_clip_depth(
         DepthError: The clip has no frame, or the model gave depth that can't be stored.
     """
     if frames == "middle" and num_frames is None:
-        num_frames = sum(1 for _ in read_frames(video, lambda index, time_seconds: True))
+        num_frames = count_frames(video)
     chosen = read_frames(video, frame_selector(frames, num_frames or 0))
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)

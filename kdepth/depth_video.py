@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import takewhile
@@ -179,6 +180,19 @@ def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bo
                     yield Frame(index, time_seconds, _rgb(frame, reformatter))
     except (OSError, av.error.FFmpegError, IndexError) as exc:
         raise DatasetError(f"{_name(source)} can't be decoded: {exc}") from exc
+
+
+def count_frames(source: str | Path | BinaryIO) -> int:
+    """Frames of a 360p file, decoded to its end. Raises as `read_frames`."""
+    count = 0
+
+    def counted(index: int, time_seconds: float) -> bool:
+        nonlocal count
+        count = index + 1
+        return False
+
+    deque(read_frames(source, counted), maxlen=0)
+    return count
 
 
 def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
