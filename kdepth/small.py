@@ -18,7 +18,7 @@ from torch.nn import functional
 from kdepth.errors import DepthError
 
 WEIGHTS_PATH = Path(__file__).parent / "data" / "small.safetensors"
-WEIGHTS_SHA256 = "199c74f9d02c707e33863fe54560d16f295c0195e00556d2057fe8bcce55e83a"
+WEIGHTS_SHA256 = "f3992c9de1d2fc0895b47c532233e8584a24ed85f7127607bf4f12dfd0ec9238"
 LONG_SIDE_PX = 256  # of the network's input; trained at 192 to 256
 # Stages of EfficientNet-Lite0: kernel, stride, expansion, channels out, repeats.
 _STAGES = (
