@@ -61,12 +61,12 @@ def test_a_row_replaces_the_one_of_an_earlier_run_and_counts_once_within_a_run(t
 
 def test_commits_are_small_transactions_and_are_there_at_once(tmp_path: Path) -> None:
     writer = ClipWriter(tmp_path, "run")
-    for index in range(200):
+    for index in range(600):
         writer.add(new_row(clip_id=f"{index:03d}", status=OK))
     visible = read_rows(tmp_path, ["clip_id"]).num_rows
-    assert 128 <= visible < 200  # without finish or commit
+    assert 512 <= visible < 600  # without finish or commit
     writer.commit()
-    assert read_rows(tmp_path, ["clip_id"]).num_rows == 200
+    assert read_rows(tmp_path, ["clip_id"]).num_rows == 600
 
 
 def test_two_writers_on_one_root_lose_nothing(tmp_path: Path) -> None:

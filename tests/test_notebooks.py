@@ -109,7 +109,8 @@ def test_explore_runs_headless_on_a_part_of_another_dataset(sample_run: Run, tmp
     before = tree(PROJECT), tree(sample_run.root)
     papermill(PROJECT / "notebooks" / "explore.ipynb", tmp_path / "out.ipynb", *parameters, cwd=tmp_path)
     assert (tree(PROJECT), tree(sample_run.root)) == before
-    assert {path.name for path in (tmp_path / "look").iterdir()} == {"depth.mp4", "depth.png", "jumping.mkv"}
+    made = {"depth.mp4", "depth.png", "jumping.mkv", "jumping.mp4"}
+    assert {path.name for path in (tmp_path / "look").iterdir()} == made
     with av.open(str(tmp_path / "look" / "depth.mp4")) as video:
         assert video.streams.video[0].width == 2 * last["width"]
         assert sum(1 for _ in video.decode(video=0)) == ds[last["clip_id"]].row["num_depth_frames"]

@@ -33,4 +33,4 @@ def test_committed_notebook_was_executed() -> None:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in cells)
     assert all(len(cell.source.splitlines()) <= 15 for cell in cells)
-    assert sum("image/png" in o.get("data", {}) for cell in cells for o in cell.outputs) >= 4
+    assert sum("image/jpeg" in o.get("data", {}) for cell in cells for o in cell.outputs) >= 4
