@@ -19,7 +19,7 @@ from kdepth.schema import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH
 from kdepth.stability import sampled, scale_jump, steady_grey
 
 if TYPE_CHECKING:  # models imports torch, which workers that only download must not wait for
-    from kdepth.models import DepthModel
+    from kdepth.models import ClipDepth, DepthModel
 
 
 def frame_selector(frames: str, num_frames: int) -> Callable[[int, float], bool]:
@@ -98,9 +98,10 @@ def estimate_clip_depth(
     with DepthWriter(destination, width, height) as writer, ThreadPoolExecutor(2) as pool:
         decoded: Future[list[Frame]] = pool.submit(next, batches, [])
         written: Future[None] | None = None
+        result: ClipDepth | None = None
         while batch := decoded.result():
             decoded = pool.submit(next, batches, [])
-            result = model.estimate(np.stack([frame.rgb for frame in batch]))
+            result = model.estimate(np.stack([frame.rgb for frame in batch]), after=result)
             if written is not None:  # frames must enter the encoder in order
                 written.result()
             written = pool.submit(_store, writer, statistics, batch, result.inverse_depth, result.focal_length_px)

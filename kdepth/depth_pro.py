@@ -59,7 +59,7 @@ def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
     # 1536; another size would give an output of the wrong size without a word.
     side = round(config.patch_size / config.scaled_images_ratios[0])
 
-    def predict(frames: Tensor, focal_length_px: float | None) -> tuple[Tensor, Tensor | None]:
+    def predict(frames: Tensor, focal_length_px: float | None, before: None) -> tuple[Tensor, Tensor | None, None]:
         height, width = frames.shape[2:]
         # To [-1, 1], and only then resized: the order of Apple's code.
         pixels = (frames.float() - 127.5) / 127.5
@@ -75,7 +75,7 @@ def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
         # Section 3.1 of the paper: inverse depth = canonical inverse depth x width / focal length.
         inverse = output.predicted_depth.float() * (width / focal)[:, None, None]
         inverse = F.interpolate(inverse[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
-        return inverse.clamp(MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH), focal
+        return inverse.clamp(MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH), focal, None
 
     return predict, 1 if device == "cpu" else 4
 

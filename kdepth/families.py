@@ -39,7 +39,7 @@ def load(path: Path, config: Config, kind: DepthKind, device: str, dtype: str) -
     network = _lower_precision(load_network(path, torch.float32), number).to(device)
     prepare, finish = _PROCESSING[family]
 
-    def predict(frames: Tensor, focal_length_px: float | None) -> tuple[Tensor, Tensor | None]:
+    def predict(frames: Tensor, focal_length_px: float | None, before: None) -> tuple[Tensor, Tensor | None, None]:
         height, width = frames.shape[2:]
         pixels = prepare(frames, processing)
         if 0 in pixels.shape:
@@ -48,8 +48,8 @@ def load(path: Path, config: Config, kind: DepthKind, device: str, dtype: str) -
         output = finish(output[:, None], (height, width), processing)[:, 0]
         # Bicubic resizing overshoots at edges: below zero, too.
         if kind == "relative":
-            return output.clamp(min=0), None
-        return 1 / output.clamp(MIN_METRES, MAX_METRES), None
+            return output.clamp(min=0), None, None
+        return 1 / output.clamp(MIN_METRES, MAX_METRES), None, None
 
     return predict, 4 if device == "cpu" else 16
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 DepthKind = Literal["metric", "relative"]
-# uint8 (N, 3, H, W) frames and the focal length in px if it is known -> float32 (N, H, W) inverse depth and (N,) px.
-Predict = Callable[["torch.Tensor", "float | None"], "tuple[torch.Tensor, torch.Tensor | None]"]
+# uint8 (N, 3, H, W) frames, the focal length in px if it is known, and what the call for the frames before left ->
+# float32 (N, H, W) inverse depth, (N,) px, and what to leave to the next call.
+Predict = Callable[["torch.Tensor", "float | None", Any], "tuple[torch.Tensor, torch.Tensor | None, Any]"]
 
 DEPTH_PRO_REPOSITORY = "apple/DepthPro-hf"
 DEPTH_PRO_FILE_URL = "https://ml-site.cdn-apple.com/models/depth_pro/depth_pro.pt"
@@ -43,10 +44,12 @@ class ClipDepth:
         inverse_depth: float32 ``(N, H, W)`` at the frames' size; finite, >= 0, at most 65504 (it is stored as half
             floats). 1/m for metric models, without unit, scale or shift for relative ones. Near is large.
         focal_length_px: float32 ``(N,)`` at the frames' size where the model estimates or was given one, else None.
+        memory: What the model remembers of the last frame; for ``estimate(after=)``.
     """
 
     inverse_depth: NDArray[np.float32]
     focal_length_px: NDArray[np.float32] | None
+    memory: Any = field(default=None, repr=False)
 
 
 class DepthModel:
@@ -84,13 +87,17 @@ class DepthModel:
     def __repr__(self) -> str:
         return f"DepthModel({self.identity}, {self.kind}, {self.device})"
 
-    def estimate(self, frames: NDArray[np.uint8], *, focal_length_px: float | None = None) -> ClipDepth:
-        """Inverse depth of some frames.
+    def estimate(
+        self, frames: NDArray[np.uint8], *, focal_length_px: float | None = None, after: ClipDepth | None = None
+    ) -> ClipDepth:
+        """Inverse depth of some frames of a clip, in order.
 
         Args:
             frames: uint8 ``(N, H, W, 3)``, RGB.
             focal_length_px: Focal length of the camera at the frames' size, if known. Depth Pro then takes it instead
                 of estimating one, and is a little faster; other models don't use it.
+            after: What the frames right before these gave: ``small`` averages over time where the picture stands still.
+                With it a clip gives the same, bit for bit, in however many calls.
 
         Raises:
             ValueError: Frames of another shape or type, or a focal length that is not positive.
@@ -104,19 +111,20 @@ class DepthModel:
             raise ValueError(f"focal_length_px={focal_length_px!r}: must be a positive number of pixels")
         inverse_depth = np.empty(frames.shape[:3], np.float32)
         focal_lengths: list[NDArray[np.float32]] = []
+        memory = None if after is None else after.memory
         with torch.inference_mode():
             for start in range(0, len(frames), self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 # Torch warns about arrays that can't be written to, as decoders give them.
                 rgb = torch.from_numpy(np.require(frames[batch], requirements=["C", "W"])).to(self.device)
-                inverse, focal = self._predict(rgb.permute(0, 3, 1, 2), focal_length_px)
+                inverse, focal, memory = self._predict(rgb.permute(0, 3, 1, 2), focal_length_px, memory)
                 inverse_depth[batch] = inverse.clamp_(max=MAX_HALF_FLOAT).cpu().numpy()
                 if focal is not None:
                     focal_lengths.append(focal.float().cpu().numpy())
         # NaN compares false, so that one test finds everything.
         if not (inverse_depth.min() >= 0 and np.isfinite(inverse_depth.max())):
             raise DepthError(f'{self.identity} gave depth that is not finite; try dtype="float32"')
-        return ClipDepth(inverse_depth, np.concatenate(focal_lengths) if focal_lengths else None)
+        return ClipDepth(inverse_depth, np.concatenate(focal_lengths) if focal_lengths else None, memory)
 
 
 def load_model(
@@ -205,8 +213,11 @@ def _load_small(device: str, dtype: str) -> DepthModel:
 
     network = load_small(device=device, dtype=None if dtype == "auto" else getattr(torch, dtype))
 
-    def predict(frames: torch.Tensor, focal_length_px: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return network.estimate(frames.permute(0, 2, 3, 1)), None
+    def predict(
+        frames: torch.Tensor, focal_length_px: float | None, before: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+        inverse, last = network.follow(frames.permute(0, 2, 3, 1), before)
+        return inverse, None, last
 
     return DepthModel(
         predict,

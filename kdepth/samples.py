@@ -124,17 +124,18 @@ def jumping_copy(clip: Clip, path: str | Path, *, seed: int = 0) -> Clip:
     video.write_bytes(frames)
     stored = zip(read_depth(io.BytesIO(depth)), clip.row["frames"], strict=True)
 
-    def predict(rgb: torch.Tensor, focal_length_px: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def predict(
+        rgb: torch.Tensor, focal_length_px: float | None, before: None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         import torch  # takes a second, and the pictures need it nowhere else
 
         batch = list(islice(stored, len(rgb)))
         scales = random_generator.uniform(0.6, 1.6, len(batch)).astype(np.float32)
         depth = np.stack([frame for frame, _ in batch]).astype(np.float32) * scales[:, None, None]
         if batch[0][1]["focal_length_px"] is None:
-            return torch.from_numpy(depth), None
-        return torch.from_numpy(depth), torch.tensor([row["focal_length_px"] for _, row in batch]) / torch.tensor(
-            scales
-        )
+            return torch.from_numpy(depth), None, None
+        focal_lengths = torch.tensor([row["focal_length_px"] for _, row in batch]) / torch.tensor(scales)
+        return torch.from_numpy(depth), focal_lengths, None
 
     model = DepthModel(predict, kind=clip.row["depth_kind"], name="jumping", revision=str(seed), batch_size=8)
     options = {"frames": clip.row["depth_frames"], "num_frames": clip.row["num_frames"]}

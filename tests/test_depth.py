@@ -84,8 +84,8 @@ def test_a_middle_frame_is_found_without_being_told_the_length(model: DepthModel
 def test_depth_that_can_not_be_stored_is_an_error_and_no_file(clip: Path, tmp_path: Path) -> None:
     import torch
 
-    def predict(frames: torch.Tensor, focal_length_px: float | None) -> tuple[torch.Tensor, None]:
-        return -torch.zeros(len(frames), *frames.shape[2:]), None
+    def predict(frames: torch.Tensor, focal_length_px: float | None, before: None) -> tuple[torch.Tensor, None, None]:
+        return -torch.zeros(len(frames), *frames.shape[2:]), None, None
 
     broken = DepthModel(predict, kind="relative", name="broken", revision="0", batch_size=4)
     with pytest.raises(DepthError, match="frame 0"):

@@ -468,6 +468,9 @@ def test_small() -> None:
     assert estimate.focal_length_px is None
     expected = load_small(device="cpu").estimate(torch.from_numpy(frames)).numpy()
     np.testing.assert_array_equal(estimate.inverse_depth, expected)
+    first = model.estimate(frames[:1])
+    np.testing.assert_array_equal(model.estimate(frames[1:], after=first).inverse_depth, expected[1:])
+    assert (model.estimate(frames[1:]).inverse_depth != expected[1:]).any()  # a clip of its own
 
 
 def test_an_identity_costs_no_import_of_torch() -> None:

@@ -41,12 +41,41 @@ def test_any_size(network: SmallNetwork, height: int, width: int) -> None:
     assert 0.05 < inverse.mean() < 10
 
 
-def test_frame_does_not_depend_on_its_batch_and_repeats_bit_for_bit(network: SmallNetwork) -> None:
+def test_a_clip_gives_the_same_bits_in_any_number_of_calls_and_threads(network: SmallNetwork) -> None:
     frames = picture(90, 160, count=5)
     together = network.estimate(frames)
-    assert torch.equal(together, torch.cat([network.estimate(frame[None]) for frame in frames]))
-    assert torch.equal(together, network.estimate(frames))
-    assert torch.equal(together.flip(0), network.estimate(frames.flip(0)))
+    first, last = network.follow(frames[:2])
+    second, last = network.follow(frames[2:3], last)
+    third, _ = network.follow(frames[3:], last)
+    assert torch.equal(together, torch.cat((first, second, third)))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(before, 2))
+        assert torch.equal(together, network.estimate(frames))
+        assert torch.get_num_threads() == 3 - min(before, 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_stands_still_is_averaged_over_time_and_a_cut_is_not(network: SmallNetwork) -> None:
+    still = picture(180, 320, count=10)  # the same scene with other grain
+    other = 255 - picture(180, 320).flip(2)
+    alone = torch.cat([network.estimate(frame[None]) for frame in still])
+    followed = network.estimate(still)
+    assert torch.equal(followed[0], alone[0])
+    wavering, steady = ((d[1:] - d[:-1])[-4:].abs().mean() for d in (alone, followed))
+    assert steady < 0.6 * wavering
+    assert torch.equal(network.estimate(torch.cat((still, other)))[-1:], network.estimate(other))
+
+
+def test_what_moves_is_followed_at_once(network: SmallNetwork) -> None:
+    frames = picture(180, 320, count=1).repeat(4, 1, 1, 1)
+    for n, frame in enumerate(frames):
+        frame[60:140, 40 + 60 * n : 100 + 60 * n] = torch.tensor([230, 40, 40])  # over a picture that stands still
+    alone = network.estimate(frames[3:])[0]
+    followed = network.estimate(frames)[3]
+    inside = slice(70, 130), slice(230, 270)
+    assert torch.allclose(followed[inside], alone[inside], rtol=1e-3)
 
 
 @pytest.mark.parametrize(
