@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdepth import scenes
-from kdepth.small import Encoder, SmallNetwork, load_small
+from kdepth.small import Encoder, SmallNetwork, fast_dtype, load_small
 
 Array = NDArray[Any]
 CACHE_WIDTH, CACHE_HEIGHT = 224, 160
@@ -326,7 +326,7 @@ def train(
 
     def gradient(worker: int, large: bool, thawed: bool) -> tuple[float, tuple[Tensor, ...]]:
         picture, inverse, twice = next(sources[worker][large])
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() == torch.bfloat16):
             with torch.set_grad_enabled(thawed):
                 features = network.features(picture.contiguous(memory_format=torch.channels_last))
             decoded = network.decode(features)
