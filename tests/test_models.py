@@ -464,6 +464,7 @@ def test_small() -> None:
     assert model.kind == "relative"
     assert model.identity == model_identity("small") == f"small@sha256:{WEIGHTS_SHA256[:12]}"
     frames = make_frames(2, 90, 160)
+    frames[1] = frames[0] // 2 * 2  # nearly the same: what a clip that stands still looks like
     estimate = model.estimate(frames)
     assert estimate.focal_length_px is None
     expected = load_small(device="cpu").estimate(torch.from_numpy(frames)).numpy()
