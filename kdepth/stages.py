@@ -24,7 +24,7 @@ import ray.data
 
 from kdepth.archives import Member, read_archive
 from kdepth.depth import estimate_clip_depth, frame_selector
-from kdepth.download import client_session, fetch
+from kdepth.downloads import client_session, fetch
 from kdepth.errors import DamagedMediaError, KdepthError, WorkerDiedError
 from kdepth.models import DepthKind, load_model, model_identity
 from kdepth.plan import VIDEO_COLUMNS, plan_all
@@ -44,7 +44,7 @@ from kdepth.schema import (
 )
 from kdepth.storage import Root
 from kdepth.traffic import published
-from kdepth.transcode import VideoInfo, transcode_file, video_info
+from kdepth.transcoding import VideoInfo, transcode_file, video_info
 from kdepth.youtube import fetch_youtube
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kdepth.addresses import public_url
-from kdepth.download import Fetched
+from kdepth.downloads import Fetched
 from kdepth.errors import (
     DownloadError,
     DownloadTimeoutError,

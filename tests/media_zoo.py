@@ -33,7 +33,7 @@ from kdepth.errors import (
     TranscodeMemoryError,
     UnsupportedMediaError,
 )
-from kdepth.transcode import default_encoder
+from kdepth.transcoding import default_encoder
 
 NUM_BITS = 6
 

@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 
 import kdepth
 from kdepth import addresses
-from kdepth.download import Fetched, client_session, fetch, public_url, run
+from kdepth.downloads import Fetched, client_session, fetch, public_url, run
 from kdepth.errors import (
     DownloadError,
     DownloadTimeoutError,
@@ -529,7 +529,7 @@ def test_run_in_a_script() -> None:
 
 NESTED = """
 import asyncio
-from kdepth.download import run
+from kdepth.downloads import run
 async def answer():
     async with asyncio.timeout(10):
         await asyncio.sleep(0)
@@ -550,7 +550,7 @@ def test_run_inside_a_running_loop() -> None:
 
 def test_run_in_a_notebook_kernel(server: Server, tmp_path: Path) -> None:
     get_it = (
-        "from kdepth.download import fetch\n"
+        "from kdepth.downloads import fetch\n"
         f"fetched = run(fetch({server.url(NAME)!r}, {str(tmp_path / 'clip.mp4')!r}, allow_private_hosts=True))\n"
         f"awaited = await fetch({server.url(NAME)!r}, {str(tmp_path / 'clip.mp4')!r}, allow_private_hosts=True)\n"
         "print(fetched.sha256, awaited.sha256)"

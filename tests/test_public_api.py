@@ -2,6 +2,8 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 import kdepth
 
 
@@ -37,9 +39,18 @@ def test_everything_public_is_documented() -> None:
             assert inspect.getdoc(thing), name
 
 
-def test_importing_is_light() -> None:
-    """Workers that only download, and a notebook's first cell, must not wait for these."""
-    heavy = ("torch", "transformers", "matplotlib", "yt_dlp")
-    code = f"import sys, kdepth; print([name for name in {heavy} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("use", "heavy"),
+    [
+        ("kdepth.__all__", ("numpy", "pyarrow", "ray", "lance", "cv2", "torch")),
+        # A notebook that looks at a dataset, and one that tries the network.
+        ("kdepth.open_dataset", ("ray", "aiohttp", "torch", "transformers", "matplotlib")),
+        ("kdepth.load_model('small')", ("ray", "lance", "pandas", "aiohttp", "transformers", "matplotlib")),
+        # Workers that only download must not wait for these.
+        ("kdepth.download", ("torch", "transformers", "matplotlib", "yt_dlp")),
+    ],
+)
+def test_importing_is_light(use: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys, kdepth; {use}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -41,7 +41,7 @@ from kdepth.errors import (
     TranscodeTimeoutError,
     UnsupportedMediaError,
 )
-from kdepth.transcode import MediaInfo, VideoInfo, default_encoder, probe, transcode_file, video_info
+from kdepth.transcoding import MediaInfo, VideoInfo, default_encoder, probe, transcode_file, video_info
 
 # Mutated files per run; the full one is 2,000.
 NUM_MUTATIONS = int(os.environ.get("KDEPTH_NUM_MUTATIONS", "40"))
