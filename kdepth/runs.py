@@ -32,7 +32,7 @@ from kdepth.dataset import ClipWriter
 from kdepth.errors import StorageError
 from kdepth.ffmpeg import ffmpeg_version
 from kdepth.plan import PARAMETERS_KEY
-from kdepth.schema import FAILED, OK, SUPERSEDED
+from kdepth.schema import FAILED, OK, SUPERSEDED, AsYielded
 from kdepth.storage import Root
 from kdepth.traffic import watched
 
@@ -61,7 +61,9 @@ def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool =
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
     # A finished clip leaves its stage at once, instead of waiting for a block of 128 MB to fill.
-    context.target_max_block_size = 1
+    context.target_max_block_size = AsYielded(1)
+    # Ray Data looks for finished blocks ten times a second, and lets a stage be ahead by no more than these.
+    context._max_num_blocks_in_streaming_gen_buffer = 16
     logging.getLogger("ray.data").setLevel(logging.INFO if verbose else logging.ERROR)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -157,6 +158,17 @@ def clip_id_for(url: str, member: str | None = None) -> str:
 def new_row(**known: Any) -> dict[str, Any]:
     """A row of `CLIP_SCHEMA` with everything unknown but what is given."""
     return dict.fromkeys(COLUMNS) | known
+
+
+class AsYielded(float):
+    """A target size of Ray Data's blocks that all exceed, and none by too much.
+
+    Ray Data keeps a stage's rows together until a block exceeds the target, and cuts off what is more than half above
+    it. Blocks are to go on at once instead, as they were yielded.
+    """
+
+    def __rmul__(self, factor: float) -> float:
+        return math.inf
 
 
 def rows_to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

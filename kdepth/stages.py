@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
+from ray.experimental import internal_kv
 
 from kdepth.archives import Member, read_archive
 from kdepth.depth import estimate_clip_depth, frame_selector
@@ -55,7 +56,12 @@ if TYPE_CHECKING:
 _STAGE_CPUS = 0.9
 _DOWNLOAD_CPUS = 0.1
 _MAX_DEATHS = 3
+_STARTS = b"kdepth.starts"  # of Ray's key-value store
 _MAX_DOWNLOAD_TASKS = 1000  # each costs the driver a few milliseconds before anything starts
+# What is done faster than this goes on together: Ray Data takes some 20 ms for each block, and a block's clips are one
+# worker's.
+_BLOCK_SECONDS = 0.5
+_MAX_BLOCK_CLIPS = 16
 
 
 def download(
@@ -90,10 +96,18 @@ def download(
     chunks = [files[i : i + size] for i in range(0, len(files), size)] + [[i] for i in archives]
     # In the order of the list, so that a run is the same each time.
     chunks.sort(key=lambda chunk: chunk[0])
+    # Long lists in larger portions; in short ones each clip is for whoever is free.
+    cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0))
+    at_most = min(max(1, int(len(kinds) / (32 * cpus))), _MAX_BLOCK_CLIPS)
     blocks = [sources.take(chunk) for chunk in chunks] or [sources.schema.empty_table()]
     return ray.data.from_arrow(blocks).map_batches(
         _download_block,
-        fn_kwargs={"root": Root(root), "annotations": annotations, "allow_private_hosts": allow_private_hosts},
+        fn_kwargs={
+            "root": Root(root),
+            "annotations": annotations,
+            "allow_private_hosts": allow_private_hosts,
+            "at_most": at_most,
+        },
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=_DOWNLOAD_CPUS,
@@ -178,8 +192,8 @@ def _run_stage(row: dict[str, Any], stage: str, root: Root, work: Callable[[], M
     row[f"{stage}_started_at"] = datetime.now(UTC)
     started = time.perf_counter()
     try:
-        _refuse_killer()
-        row.update(work())
+        with _counted(row["clip_id"], stage):
+            row.update(work())
     except (KdepthError, OSError) as error:
         root.check_space(error)
         if not isinstance(error, KdepthError):
@@ -189,14 +203,25 @@ def _run_stage(row: dict[str, Any], stage: str, root: Root, work: Callable[[], M
     return row
 
 
-def _refuse_killer() -> None:
-    """Ray runs a task again whose process died, without end: after the third time the clip is what killed it."""
-    attempt = ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()
-    if attempt >= _MAX_DEATHS:
+@contextlib.contextmanager
+def _counted(clip_id: str, stage: str) -> Iterator[None]:
+    """Refuse a clip that workers die on: Ray runs a task again whose process died, without end.
+
+    A start that never ended was a death. Ray's own count of attempts would not do: the loss of a node, or of an actor
+    that is being started again, adds several to it.
+    """
+    key = f"{ray.get_runtime_context().get_job_id()}/{stage}/{clip_id}"
+    deaths = int(internal_kv._internal_kv_get(key, namespace=_STARTS) or 0)
+    if deaths >= _MAX_DEATHS:
         raise WorkerDiedError(
-            f"the worker process died {attempt} times on this clip: out of memory, or a crash in a codec or the model; "
+            f"the worker process died {deaths} times on this clip: out of memory, or a crash in a codec or the model; "
             "Ray's logs say which"
         )
+    internal_kv._internal_kv_put(key, str(deaths + 1), namespace=_STARTS)
+    try:
+        yield
+    finally:
+        internal_kv._internal_kv_del(key, namespace=_STARTS)
 
 
 def _failure(stage: str, error: KdepthError) -> dict[str, Any]:
@@ -212,33 +237,56 @@ def _failure(stage: str, error: KdepthError) -> dict[str, Any]:
 
 
 def _blocks(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
-    """Each row a block of its own, so that the next stage can start on it."""
-    empty = True
+    """A row that took its time is a block of its own, so that the next stage can start on it."""
+    done: list[dict[str, Any]] = []
+    since = time.monotonic()
     for row in rows:
-        empty = False
-        yield rows_to_table([{name: row.get(name) for name in COLUMNS}])
-    if empty:  # Ray Data wants the schema of what there is none of
-        yield CLIP_SCHEMA.empty_table()
+        done.append(row)
+        if time.monotonic() - since > _BLOCK_SECONDS:
+            yield _table(done)
+            done, since = [], time.monotonic()
+    if done:
+        yield _table(done)
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    return rows_to_table([{name: row.get(name) for name in COLUMNS} for row in rows])
 
 
 def _download_block(
-    block: pa.Table, *, root: Root, annotations: pa.Table, allow_private_hosts: bool
+    block: pa.Table, *, root: Root, annotations: pa.Table, allow_private_hosts: bool, at_most: int
 ) -> Iterator[pa.Table]:
     rows = block.to_pylist()
     by_clip_id: dict[str, dict[str, Any]] = {}
     if any(row["kind"] == "archive" for row in rows):
         by_clip_id = {row["clip_id"]: row for row in annotations.to_pylist()}
-    yield from _blocks(_drain(_download_rows(rows, root, by_clip_id, allow_private_hosts)))
+    empty = True
+    for done in _drain(_download_rows(rows, root, by_clip_id, allow_private_hosts), at_most):
+        empty = False
+        yield _table(done)
+    if empty:  # Ray Data wants the schema of what there is none of
+        yield CLIP_SCHEMA.empty_table()
 
 
-def _drain(rows: AsyncIterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows of an async generator, each as soon as it is there, for Ray Data's generators, which are not async."""
+def _drain(rows: AsyncIterator[dict[str, Any]], at_most: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows of an async generator, for Ray Data's generators, which are not async: what is there, at once."""
+    coming: asyncio.Task[dict[str, Any]] | None = None
+
+    async def arrived() -> list[dict[str, Any]]:
+        nonlocal coming
+        found: list[dict[str, Any]] = []
+        while len(found) < at_most:
+            coming = coming or asyncio.ensure_future(_next(rows))
+            await asyncio.wait([coming], timeout=_BLOCK_SECONDS / at_most if found else None)
+            if not coming.done() or isinstance(coming.exception(), StopAsyncIteration):
+                break
+            found.append(coming.result())
+            coming = None
+        return found
+
     with asyncio.Runner() as runner:
-        while True:
-            try:
-                yield runner.run(_next(rows))
-            except StopAsyncIteration:
-                return
+        while found := runner.run(arrived()):
+            yield found
 
 
 async def _next(rows: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:

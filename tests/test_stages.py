@@ -186,8 +186,8 @@ def test_every_family_of_models(ray_cluster: None, sample_server: samples.Sample
             assert clip.row["depth_kind"] == family.kind
             assert clip.row["depth_model"].startswith(f"{name}@sha256:")
             assert (clip.row["frames"][0]["focal_length_px"] is not None) == (name == "depth-pro")
-            if family.last_layer:  # known, up to the half float
-                np.testing.assert_allclose(inverse_depth, family.inverse_depth, rtol=1e-3)
+            if family.last_layer:  # known, up to bfloat16, which the networks compute in where the processor has it
+                np.testing.assert_allclose(inverse_depth, family.inverse_depth, rtol=5e-3)
             if family.kind == "metric":
                 np.testing.assert_allclose(clip.depth_m(index), 1 / inverse_depth)
             else:
