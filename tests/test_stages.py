@@ -1,16 +1,21 @@
 """The verbs over a real Ray, a real server and real files."""
 
+import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import ray
 from conftest import Run
 from pipeline_run import run_pipeline
 from tiny_checkpoints import FAMILIES, save_checkpoint, save_constant_checkpoint
 
 import kdepth
-from kdepth import samples
+from kdepth import samples, stages
 from kdepth.errors import DatasetError
 
 HTML = b"<!DOCTYPE html><html><body>This video is not here any more.</body></html>" * 20
@@ -193,3 +198,31 @@ def test_every_family_of_models(ray_cluster: None, sample_server: samples.Sample
             else:
                 with pytest.raises(DatasetError, match="no metres"):
                     clip.depth_m(index)
+
+
+def test_blocks_go_on_as_they_were_yielded(ray_cluster: None) -> None:
+    def cut(block: pa.Table) -> Iterator[pa.Table]:
+        yield block.slice(0, 3)
+        yield block.slice(3, 1)
+        yield block.slice(4)
+
+    rows = pa.table({"text": ["x" * 10**number for number in range(6)]})  # of very different size
+    blocks = ray.data.from_arrow(rows).map_batches(cut, batch_size=None, batch_format="pyarrow")
+    lengths = [block.num_rows for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow")]
+    assert lengths == [3, 1, 2]
+
+
+def test_downloads_that_are_there_go_on_together_and_wait_for_no_other() -> None:
+    rest = asyncio.Event()
+
+    async def rows() -> AsyncIterator[dict[str, Any]]:
+        for number in range(5):
+            yield {"number": number}
+        await rest.wait()
+        yield {"number": 5}
+
+    blocks = stages._drain(rows(), at_most=3)
+    assert [row["number"] for row in next(blocks)] == [0, 1, 2]
+    assert [row["number"] for row in next(blocks)] == [3, 4]
+    rest.set()
+    assert [[row["number"] for row in block] for block in blocks] == [[5]]
