@@ -33,6 +33,7 @@ _COMMIT_SECONDS = 5.0
 _KEEP_VERSIONS = timedelta(days=1)
 _INDICES = {"clip_id": "BTREE", "label": "BITMAP", "status": "BITMAP"}
 _PACK_ROWS = 8  # of clips in memory at once, each a few megabytes
+_ROWS_AT_ONCE = 1024  # of all rows: larger batches make the driver larger, and nothing faster
 _RUN_KEY = "kdepth.run."  # of the dataset's metadata; followed by the run's id
 
 
@@ -154,7 +155,7 @@ class ClipWriter:
         return int(self._dataset.latest_version)
 
     def _tidy(self) -> None:
-        self._dataset.optimize.compact_files()
+        self._dataset.optimize.compact_files(batch_size=_ROWS_AT_ONCE)
         indexed = {field for index in self._dataset.describe_indices() for field in index.field_names}
         for column, kind in _INDICES.items():
             if column not in indexed:
@@ -169,7 +170,7 @@ def write_parquet(root: str | Path | Root) -> None:
     with root.writing("clips.parquet") as path:
         part = path.with_name(path.name + ".part")
         with pq.ParquetWriter(part, CLIP_SCHEMA) as writer:
-            for batch in lance.dataset(root.lance_uri).to_batches():
+            for batch in lance.dataset(root.lance_uri).to_batches(batch_size=_ROWS_AT_ONCE):
                 writer.write_batch(batch)
         part.replace(path)
 

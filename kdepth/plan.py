@@ -34,7 +34,7 @@ PLAN_SCHEMA = pa.schema(
         ("damage", pa.string()),  # what is wrong with the files of a committed clip; null: nothing
     ]
 )
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 1024
 # Of the plan's metadata: what was asked for, as JSON.
 PARAMETERS_KEY = b"kdepth.parameters"
 # Of a clip's row: what each stage fills in.
@@ -59,7 +59,7 @@ def _plan_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
     parts = [PLAN_SCHEMA.empty_table()]
     while part := list(islice(rows, _ROWS_AT_ONCE)):
         parts.append(pa.Table.from_pylist(part, schema=PLAN_SCHEMA))
-    return pa.concat_tables(parts).combine_chunks()
+    return pa.concat_tables(parts)
 
 
 def pending(
