@@ -7,7 +7,10 @@ Ranftl et
 al. 2020 (MiDaS, arXiv:1907.01341) with dense 3x3 convolutions, which CPUs like better than depthwise ones.
 """
 
+import contextlib
 import hashlib
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +27,7 @@ LONG_SIDE_PX = 256  # of the network's input; trained at 192 to 256
 # Of what stands still: the share of the frame before, and the difference of colour in levels of 255 at which 1/e of
 # that share is left. Chosen on the still part of real video (.7 to .9, 6 to 10).
 _KEPT, _SAME_COLOUR = 0.8, 10.0
+_LOCK = threading.Lock()  # the number of threads is the process's
 Frame = tuple[Tensor, Tensor]  # a picture (3, h, w) at the network's size, and its inverse depth (h, w)
 # Stages of EfficientNet-Lite0: kernel, stride, expansion, channels out, repeats.
 _STAGES = (
@@ -161,7 +165,8 @@ class SmallNetwork(nn.Module):
 
         Args:
             frames: uint8 (N, H, W, 3) RGB, H and W >= 32, N >= 1.
-            before: What the call for the frames right before these gave; None at a clip's start.
+            before: What the call for the frames right before these gave; None at a clip's start. Of frames of another
+                size it is not looked at.
 
         Returns:
             ``(inverse depth, last frame)``: float32 (N, H, W) on the network's device, > 0, near = large, known up to
@@ -170,13 +175,18 @@ class SmallNetwork(nn.Module):
         Raises:
             ValueError: shape or dtype is not as above.
         """
-        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8 or min(frames.shape[1:3]) < 32:
-            raise ValueError(f"frames must be uint8 (N, H >= 32, W >= 32, 3), got {frames.dtype} {tuple(frames.shape)}")
+        wrong = frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8
+        if wrong or min(frames.shape[1:3]) < 32 or not len(frames):
+            raise ValueError(
+                f"frames must be uint8 (N >= 1, H >= 32, W >= 32, 3), got {frames.dtype} {tuple(frames.shape)}"
+            )
         device, dtype = self.head.weight.device, self.coarse.weight.dtype
         height, width = frames.shape[1:3]
         scale = LONG_SIDE_PX / max(height, width)
         size = [max(32, round(side * scale / 16) * 16) for side in (height, width)]
         out = torch.empty((len(frames), height, width), device=device)
+        if before is not None and list(before[1].shape) != size:
+            before = None
 
         @torch.inference_mode()
         def look(frame: Tensor) -> Frame:
@@ -193,19 +203,27 @@ class SmallNetwork(nn.Module):
             picture = frames[n].to(device).permute(2, 0, 1).float() / 127.5 - 1
             out[n] = upsample(last[1], last[0], picture)
 
-        threads, jobs = torch.get_num_threads(), []
-        torch.set_num_threads(1)  # sums are the same then, whatever the machine has
-        try:
-            with ThreadPoolExecutor(threads if device.type == "cpu" else 1) as pool:
-                for n, seen in enumerate(pool.map(look, frames)):
-                    before = seen if before is None else (seen[0], steady(seen, before))
-                    jobs.append(pool.submit(enlarge, n, before))
-                for job in jobs:
-                    job.result()
-        finally:
-            torch.set_num_threads(threads)
+        with _one_thread() as threads, ThreadPoolExecutor(threads if device.type == "cpu" else 1) as pool:
+            jobs = []
+            for n, seen in enumerate(pool.map(look, frames)):
+                before = seen if before is None else (seen[0], steady(seen, before))
+                jobs.append(pool.submit(enlarge, n, before))
+            for job in jobs:
+                job.result()
         assert before is not None
         return out, before
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[int]:
+    """In the block torch computes with one thread, also in threads that start there; gives the number before."""
+    with _LOCK:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # sums are the same then, whatever the machine has
+        try:
+            yield threads
+        finally:
+            torch.set_num_threads(threads)
 
 
 def steady(frame: Frame, before: Frame) -> Tensor:

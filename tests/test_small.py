@@ -48,6 +48,8 @@ def test_a_clip_gives_the_same_bits_in_any_number_of_calls_and_threads(network: 
     second, last = network.follow(frames[2:3], last)
     third, _ = network.follow(frames[3:], last)
     assert torch.equal(together, torch.cat((first, second, third)))
+    _, other = network.follow(picture(160, 90))
+    assert torch.equal(together, network.follow(frames, other)[0])
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3 - min(before, 2))
@@ -81,7 +83,7 @@ def test_what_moves_is_followed_at_once(network: SmallNetwork) -> None:
 @pytest.mark.parametrize(
     "frames",
     [torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.zeros(64, 64, 3, dtype=torch.uint8), torch.zeros(1, 64, 64, 3),
-     torch.zeros(1, 31, 64, 3, dtype=torch.uint8)],
+     torch.zeros(1, 31, 64, 3, dtype=torch.uint8), torch.zeros(0, 64, 64, 3, dtype=torch.uint8)],
 )  # fmt: skip
 def test_wrong_input_is_refused(network: SmallNetwork, frames: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="frames must be uint8"):
