@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,10 @@ class ClipWriter:
             self.commit()
         return True
 
+    def missing(self, clip_ids: Iterable[str]) -> int:
+        """How many of these this run has not had."""
+        return sum(clip_id not in self._seen for clip_id in clip_ids)
+
     def discard(self, clip_id: str) -> None:
         """Remove an earlier run's row that is no longer true."""
         self._dataset.delete(f"clip_id = {_quoted(clip_id)}")
@@ -170,7 +174,7 @@ def write_parquet(root: str | Path | Root) -> None:
     with root.writing("clips.parquet") as path:
         part = path.with_name(path.name + ".part")
         with pq.ParquetWriter(part, CLIP_SCHEMA) as writer:
-            for batch in lance.dataset(root.lance_uri).to_batches(batch_size=_ROWS_AT_ONCE):
+            for batch in lance.dataset(root.lance_uri).to_batches(batch_size=4 * _ROWS_AT_ONCE):
                 writer.write_batch(batch)
         part.replace(path)
 

@@ -27,6 +27,7 @@ from ray._private import ray_constants
 from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
+from kdepth.attempts import forget
 from kdepth.cards import card
 from kdepth.dataset import ClipWriter
 from kdepth.errors import StorageError
@@ -111,6 +112,7 @@ class RunReport:
         version: Of the Lance dataset afterwards.
         failures: How many failed by ``(stage, error class)``.
         damage: What was wrong with the files of clips that had been ok, and were made again: ``clip_id`` -> problem.
+        num_missing: Rows of `pending` that no row came of, archives apart: none, unless the pipeline filters.
         annotated_without_clip: Annotated clips that no source held; None if there were no archives to look in.
         clips_without_annotation: Clips of archives that no annotation names; None without annotations.
     """
@@ -123,6 +125,7 @@ class RunReport:
     version: int = 0
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
     damage: dict[str, str] = field(default_factory=dict)
+    num_missing: int = 0
     annotated_without_clip: int | None = None
     clips_without_annotation: int | None = None
 
@@ -138,6 +141,8 @@ class RunReport:
         lines += [f"  made again: {clip_id} ({problem})" for clip_id, problem in list(self.damage.items())[:10]]
         if len(self.damage) > 10:
             lines.append(f"  made again: {len(self.damage) - 10} more")
+        if self.num_missing:
+            lines.append(f"  sources without a row: {self.num_missing} (run again to do them)")
         if self.annotated_without_clip is not None:
             lines.append(f"  annotated, but in no archive: {self.annotated_without_clip}")
         if self.clips_without_annotation is not None:
@@ -155,6 +160,7 @@ class RunReport:
         facts = {
             "clips": f"{self.num_ok:,} ok, {self.num_failed:,} failed",
             "failures": "\n".join(failures) or None,
+            "sources without a row": self.num_missing or None,
             "annotated, but in no archive": self.annotated_without_clip,
             "in an archive, but not annotated": self.clips_without_annotation,
             "depth frames": f"{self.num_depth_frames:,}",
@@ -191,6 +197,7 @@ def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table 
 
 def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | None) -> RunReport:
     started = time.perf_counter()
+    forget()
     report = RunReport(run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}")
     writer = ClipWriter(root, report.run_id)
     parameters = {}
@@ -238,6 +245,9 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
                     unannotated += row["clip_id"] not in annotated
                 show(downloads)
                 bar.update()
+        if sources is not None and "damage" in sources.column_names:  # what is left, not what was ever asked for
+            files = sources.filter(pc.invert(pc.is_in(sources["kind"], pa.array(["archive", "annotation"]))))
+            report.num_missing = writer.missing(files["clip_id"].to_pylist())
     report.seconds = time.perf_counter() - started
     report.version = writer.finish(
         {

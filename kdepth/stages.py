@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-from ray.experimental import internal_kv
 
 from kdepth.archives import Member, read_archive
+from kdepth.attempts import counted, repeated
 from kdepth.depth import estimate_clip_depth, frame_selector
 from kdepth.downloads import client_session, fetch
-from kdepth.errors import DamagedMediaError, KdepthError, WorkerDiedError
+from kdepth.errors import DamagedMediaError, KdepthError
 from kdepth.models import DepthKind, load_model, model_identity
 from kdepth.plan import VIDEO_COLUMNS, plan_all
 from kdepth.runs import start_ray
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 # worker process a core. What they leave of a core is for downloads, which wait more than they compute.
 _STAGE_CPUS = 0.9
 _DOWNLOAD_CPUS = 0.1
-_MAX_DEATHS = 3
-_STARTS = b"kdepth.starts"  # of Ray's key-value store
 _MAX_DOWNLOAD_TASKS = 1000  # each costs the driver a few milliseconds before anything starts
 # What is done faster than this goes on together: Ray Data takes some 20 ms for each block, and a block's clips are one
 # worker's.
@@ -88,6 +86,7 @@ def download(
     start_ray()
     if "skip_members" not in sources.column_names:
         sources = plan_all(sources)
+    sources = sources.combine_chunks()  # or to take rows would look through all chunks, a thousand times
     kinds = sources["kind"].to_pylist()
     annotations = sources.filter(pc.equal(sources["kind"], "annotation"))
     archives = [i for i, kind in enumerate(kinds) if kind == "archive"]
@@ -97,8 +96,10 @@ def download(
     # In the order of the list, so that a run is the same each time.
     chunks.sort(key=lambda chunk: chunk[0])
     # Long lists in larger portions; in short ones each clip is for whoever is free.
+    limits = [sources["max_clips"][i].as_py() for i in archives]
+    num_clips = len(files) + sum(filter(None, limits)) + (annotations.num_rows if None in limits else 0)
     cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0))
-    at_most = min(max(1, int(len(kinds) / (32 * cpus))), _MAX_BLOCK_CLIPS)
+    at_most = min(max(1, int(num_clips / (32 * cpus))), _MAX_BLOCK_CLIPS)
     blocks = [sources.take(chunk) for chunk in chunks] or [sources.schema.empty_table()]
     return ray.data.from_arrow(blocks).map_batches(
         _download_block,
@@ -192,7 +193,7 @@ def _run_stage(row: dict[str, Any], stage: str, root: Root, work: Callable[[], M
     row[f"{stage}_started_at"] = datetime.now(UTC)
     started = time.perf_counter()
     try:
-        with _counted(row["clip_id"], stage):
+        with counted(row["clip_id"], stage):
             row.update(work())
     except (KdepthError, OSError) as error:
         root.check_space(error)
@@ -201,27 +202,6 @@ def _run_stage(row: dict[str, Any], stage: str, root: Root, work: Callable[[], M
         row.update(_failure(stage, error))
     row[f"{stage}_seconds"] = time.perf_counter() - started
     return row
-
-
-@contextlib.contextmanager
-def _counted(clip_id: str, stage: str) -> Iterator[None]:
-    """Refuse a clip that workers die on: Ray runs a task again whose process died, without end.
-
-    A start that never ended was a death. Ray's own count of attempts would not do: the loss of a node, or of an actor
-    that is being started again, adds several to it.
-    """
-    key = f"{ray.get_runtime_context().get_job_id()}/{stage}/{clip_id}"
-    deaths = int(internal_kv._internal_kv_get(key, namespace=_STARTS) or 0)
-    if deaths >= _MAX_DEATHS:
-        raise WorkerDiedError(
-            f"the worker process died {deaths} times on this clip: out of memory, or a crash in a codec or the model; "
-            "Ray's logs say which"
-        )
-    internal_kv._internal_kv_put(key, str(deaths + 1), namespace=_STARTS)
-    try:
-        yield
-    finally:
-        internal_kv._internal_kv_del(key, namespace=_STARTS)
 
 
 def _failure(stage: str, error: KdepthError) -> dict[str, Any]:
@@ -236,17 +216,21 @@ def _failure(stage: str, error: KdepthError) -> dict[str, Any]:
     return failure
 
 
-def _blocks(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
+def _blocks(stage: str, rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
     """A row that took its time is a block of its own, so that the next stage can start on it."""
+    return map(_table, repeated(stage, _by_time(rows)))
+
+
+def _by_time(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     done: list[dict[str, Any]] = []
     since = time.monotonic()
     for row in rows:
         done.append(row)
         if time.monotonic() - since > _BLOCK_SECONDS:
-            yield _table(done)
+            yield done
             done, since = [], time.monotonic()
     if done:
-        yield _table(done)
+        yield done
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
@@ -261,9 +245,10 @@ def _download_block(
     if any(row["kind"] == "archive" for row in rows):
         by_clip_id = {row["clip_id"]: row for row in annotations.to_pylist()}
     empty = True
-    for done in _drain(_download_rows(rows, root, by_clip_id, allow_private_hosts), at_most):
+    done = _drain(_download_rows(rows, root, by_clip_id, allow_private_hosts), at_most)
+    for table in map(_table, repeated("download", done)):
         empty = False
-        yield _table(done)
+        yield table
     if empty:  # Ray Data wants the schema of what there is none of
         yield CLIP_SCHEMA.empty_table()
 
@@ -278,7 +263,9 @@ def _drain(rows: AsyncIterator[dict[str, Any]], at_most: int) -> Iterator[list[d
         while len(found) < at_most:
             coming = coming or asyncio.ensure_future(_next(rows))
             await asyncio.wait([coming], timeout=_BLOCK_SECONDS / at_most if found else None)
-            if not coming.done() or isinstance(coming.exception(), StopAsyncIteration):
+            if not coming.done() or (found and coming.exception()):  # raised at the next call, when these are on
+                break
+            if isinstance(coming.exception(), StopAsyncIteration):
                 break
             found.append(coming.result())
             coming = None
@@ -391,7 +378,7 @@ def _transcode_block(block: pa.Table, *, root: Root, height: int, keep_raw: bool
             row["raw_path"] = None
         return row
 
-    yield from _blocks(map(transcoded, block.to_pylist()))
+    yield from _blocks("transcode", map(transcoded, block.to_pylist()))
 
 
 def _transcode_clip(row: Mapping[str, Any], root: Root, height: int) -> dict[str, Any]:
@@ -430,7 +417,7 @@ class _DepthStage:
             raise RuntimeError(f"the worker loaded {self._model.identity}, the driver planned for {identity}")
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        yield from _blocks(map(self._estimate, block.to_pylist()))
+        yield from _blocks("depth", map(self._estimate, block.to_pylist()))
 
     def _estimate(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["status"] is None and row["video_path"]:

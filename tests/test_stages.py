@@ -1,6 +1,7 @@
 """The verbs over a real Ray, a real server and real files."""
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tiny_checkpoints import FAMILIES, save_checkpoint, save_constant_checkpoint
 
 import kdepth
 from kdepth import samples, stages
+from kdepth.attempts import repeated
 from kdepth.errors import DatasetError
 
 HTML = b"<!DOCTYPE html><html><body>This video is not here any more.</body></html>" * 20
@@ -226,3 +228,55 @@ def test_downloads_that_are_there_go_on_together_and_wait_for_no_other() -> None
     assert [row["number"] for row in next(blocks)] == [3, 4]
     rest.set()
     assert [[row["number"] for row in block] for block in blocks] == [[5]]
+
+
+def blocks_of_attempts(*attempts: list[str]) -> list[list[list[str]]]:
+    """What a task gives that is run several times; each attempt's blocks as text, a letter a clip."""
+
+    @ray.remote
+    def task() -> list[list[list[str]]]:
+        given = [
+            repeated("stage", [[{"clip_id": name} for name in block] for block in attempt]) for attempt in attempts
+        ]
+        return [[[row["clip_id"] for row in block] for block in blocks] for blocks in given]
+
+    found: list[list[list[str]]] = ray.get(task.remote())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "blocks"),
+    [
+        (["a", "bc"], ["abcd", "e"], ["a", "bc", "d", "e"]),  # nothing is slow the second time
+        (["c", "a"], ["a", "b", "c"], ["c", "a", "b"]),  # whatever arrives first
+        (["abc"], ["a", "b", "c", "d"], ["abc", "d"]),
+        (["a", "x"], ["a", "b"], ["a", "", "b"]),  # what failed then did not now
+    ],
+)
+def test_a_task_that_is_run_again_gives_the_same_blocks(
+    ray_cluster: None, first: list[str], again: list[str], blocks: list[str]
+) -> None:
+    assert blocks_of_attempts(first, again) == [[[*block] for block in first], [[*block] for block in blocks]]
+
+
+def test_no_row_is_lost_with_a_worker(ray_cluster: None, tmp_path: Path) -> None:
+    died = tmp_path / "died"
+
+    def dies_once(block: pa.Table) -> Iterator[pa.Table]:
+        again = died.exists()
+        stages._BLOCK_SECONDS = 1e9 if again else -1.0  # slow the first time, each row a block; quick the second
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for number, row in enumerate(block.to_pylist()):
+                if number == 4 and not again:
+                    died.touch()
+                    os._exit(1)
+                yield row
+
+        yield from stages._blocks("stage", rows())
+
+    names = [f"clip{number}" for number in range(8)]
+    rows = ray.data.from_arrow(pa.table({"clip_id": names}))
+    done = rows.map_batches(dies_once, batch_size=None, batch_format="pyarrow").to_pandas()
+    assert died.exists()
+    assert sorted(done["clip_id"]) == names
