@@ -88,6 +88,12 @@ def repeated(stage: str, blocks: Iterable[list[dict[str, Any]]]) -> Iterator[lis
         yield new()
 
 
-def forget() -> None:
-    """A new run: whatever earlier runs of this driver left does not count."""
+@contextlib.contextmanager
+def one_run() -> Iterator[None]:
+    """In the block nothing counts that earlier runs of this driver left; and nothing is left behind."""
     internal_kv._internal_kv_del(_key(), del_by_prefix=True, namespace=_NAMESPACE)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # Ray may be gone, which is told elsewhere
+            internal_kv._internal_kv_del(_key(), del_by_prefix=True, namespace=_NAMESPACE)

@@ -27,7 +27,7 @@ from ray._private import ray_constants
 from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
-from kdepth.attempts import forget
+from kdepth.attempts import one_run
 from kdepth.cards import card
 from kdepth.dataset import ClipWriter
 from kdepth.errors import StorageError
@@ -191,13 +191,12 @@ def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table 
         DatasetError: The dataset does not hold what the stages emitted.
         StorageError: The disk is full.
     """
-    with Root(root).in_use():
+    with Root(root).in_use(), one_run():
         return _write_lance(clips, root, sources)
 
 
 def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | None) -> RunReport:
     started = time.perf_counter()
-    forget()
     report = RunReport(run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}")
     writer = ClipWriter(root, report.run_id)
     parameters = {}
