@@ -22,7 +22,7 @@ from torch.nn import functional
 from kdepth.errors import DepthError
 
 WEIGHTS_PATH = Path(__file__).parent / "data" / "small.safetensors"
-WEIGHTS_SHA256 = "f3992c9de1d2fc0895b47c532233e8584a24ed85f7127607bf4f12dfd0ec9238"
+WEIGHTS_SHA256 = "617f291f34292cc1544cefd8b798e0fb9dec428bcf8201f9a6299fcf2c657d9a"
 LONG_SIDE_PX = 256  # of the network's input; trained at 192 to 256
 # Of what stands still: the share of the frame before, and the difference of colour in levels of 255 at which 1/e of
 # that share is left. Chosen on the still part of real video (.7 to .9, 6 to 10).
