@@ -25,8 +25,8 @@ WEIGHTS_PATH = Path(__file__).parent / "data" / "small.safetensors"
 WEIGHTS_SHA256 = "617f291f34292cc1544cefd8b798e0fb9dec428bcf8201f9a6299fcf2c657d9a"
 LONG_SIDE_PX = 256  # of the network's input; trained at 192 to 256
 # Of what stands still: the share of the frame before, and the difference of colour in levels of 255 at which 1/e of
-# that share is left. Chosen on the still part of real video (.7 to .9, 6 to 10).
-_KEPT, _SAME_COLOUR = 0.8, 10.0
+# that share is left. Chosen on the still part of real video (.7 to .9, 4 to 20), and by looking at what moves there.
+_KEPT, _SAME_COLOUR = 0.85, 20.0
 _LOCK = threading.Lock()  # the number of threads is the process's
 Frame = tuple[Tensor, Tensor]  # a picture (3, h, w) at the network's size, and its inverse depth (h, w)
 # Stages of EfficientNet-Lite0: kernel, stride, expansion, channels out, repeats.
@@ -230,15 +230,18 @@ def steady(frame: Frame, before: Frame) -> Tensor:
     """A frame's inverse depth, averaged over time where the picture stands still.
 
     A network that sees single frames changes its mind with the grain. Where colours (means of 3 x 3 pixels) are those
-    of the frame before, four fifths of that one's result are kept; the more they differ the less, and nothing where
-    hardly anything is the same: a cut, a fast pan.
+    of the frame before, most of that one's result is kept; the more they differ the less, and nothing where hardly
+    anything is the same: a cut, a fast pan. The largest difference within 5 x 5 pixels counts, or a smooth cheek would
+    stand still while eyes and mouth move on.
 
     Args:
         frame, before: Picture (3, h, w) in [-1, 1] and inverse depth (h, w); that of ``before`` averaged already.
     """
     (picture, inverse), (picture_before, inverse_before) = frame, before
-    difference = functional.avg_pool2d((picture - picture_before)[None], 3, 1, 1, count_include_pad=False)[0]
-    same = torch.exp(-((difference.abs().amax(0) * (127.5 / _SAME_COLOUR)) ** 2))
+    difference = functional.avg_pool2d((picture - picture_before)[None], 3, 1, 1, count_include_pad=False)
+    difference = functional.max_pool2d(difference.abs().amax(1, keepdim=True), 5, 1, 2)
+    same = torch.exp(-((difference * (127.5 / _SAME_COLOUR)) ** 2))
+    same = functional.avg_pool2d(same, 5, 1, 2, count_include_pad=False)[0, 0]
     # Two pictures that have nothing to do with each other agree in about a tenth of their pixels.
     trust = ((same.mean() - 0.15) / 0.15).clamp(0, 1)
     return inverse.lerp(inverse_before, _KEPT * trust * same)
