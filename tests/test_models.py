@@ -228,7 +228,12 @@ def test_ways_to_a_product_agree(kind: Any, dtype: torch.dtype) -> None:
     rows, weight, bias, to = (
         torch.randn(shape, generator=generator).to(dtype) for shape in ((2, 37, 64), (96, 64), (96,), (2, 37, 96))
     )
-    layer = kind(weight, bias)
+    try:
+        layer = kind(weight, bias)
+    except RuntimeError as error:  # then `fastest_linear` passes it over, too
+        if "cpu support" not in str(error):
+            raise
+        pytest.skip(f"not on this processor: {error}")
     product = torch.nn.functional.linear(rows.double(), weight.double(), bias.double())
     tolerance = 1e-4 if dtype == torch.float32 else 0.2
     torch.testing.assert_close(layer(rows).double(), product, atol=tolerance, rtol=0)

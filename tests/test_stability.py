@@ -91,11 +91,15 @@ def clip_with_true_depth(folder: Path, scales: np.ndarray) -> Clip:
     truth = zip(true_inverse_depth(clip_id), scales, strict=False)
 
     class Truth(DepthModel):
-        def estimate(self, frames: np.ndarray, *, focal_length_px: float | None = None) -> ClipDepth:
+        def estimate(
+            self, frames: np.ndarray, *, focal_length_px: float | None = None, after: ClipDepth | None = None
+        ) -> ClipDepth:
             depths = [cv2.resize(scale * depth, (640, 360)) for depth, scale in islice(truth, len(frames))]
             return ClipDepth(np.stack(depths), None)
 
-    model = Truth(lambda frames, focal: (frames, None), kind="relative", name="truth", revision="0", batch_size=8)
+    model = Truth(
+        lambda frames, focal, before: (frames, None, None), kind="relative", name="truth", revision="0", batch_size=8
+    )
     folder.mkdir()
     columns = estimate_clip_depth(video, folder / "depth.mkv", model)
     return Clip(folder, new_row(clip_id=clip_id, status="ok", video_path=str(video), depth_path="depth.mkv", **columns))
