@@ -159,8 +159,8 @@ class SmallNetwork(nn.Module):
         """Relative inverse depth of frames that follow each other in a clip.
 
         The network sees each frame alone, and where the picture stands still its answers are averaged over time
-        (`steady`), so the depth does too. On a CPU each frame is one thread's: other threads take the next ones, which
-        two cores are 1.8 times as fast with as with both on one frame; and a frame's bits depend neither on how many
+        (`steady`), so the depth does too. On a CPU each frame is one thread's, and other threads take the next ones:
+        on two cores at least half as fast again as both on one frame. A frame's bits depend neither on how many
         threads there are nor on how a clip is cut into calls.
 
         Args:
