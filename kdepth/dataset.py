@@ -232,8 +232,11 @@ class ClipDataset:
     def __getitem__(self, clip_id: str) -> Clip:
         rows = self._rows(f"clip_id = {_quoted(clip_id)}")
         if not rows:
-            raise KeyError(f"no clip {clip_id!r} among the {len(self)} of {self.root}")
+            raise self._no_clip(clip_id)
         return self._clip(rows[0])
+
+    def _no_clip(self, clip_id: str) -> KeyError:
+        return KeyError(f"no clip {clip_id!r} among the {len(self)} of {self.root}")
 
     def __iter__(self) -> Iterator[Clip]:
         """Clips with status ok, in order of ``clip_id``."""
@@ -325,7 +328,10 @@ class ClipDataset:
             KeyError: No such clip.
             DatasetError: The clip has no depth.
         """
-        query = self[clip_id].row["depth_thumbnail"]
+        rows = self.table(where=f"clip_id = {_quoted(clip_id)}", columns=["depth_thumbnail"])
+        if not rows:
+            raise self._no_clip(clip_id)
+        query = rows["depth_thumbnail"][0].as_py()
         if query is None:
             raise DatasetError(f"{clip_id} has no depth to compare with")
         nearest = {"column": "depth_thumbnail", "q": query, "k": k + 1, "metric": "cosine", "use_index": False}
