@@ -22,7 +22,7 @@ from torch.nn import functional
 from kdepth.errors import DepthError
 
 WEIGHTS_PATH = Path(__file__).parent / "data" / "small.safetensors"
-WEIGHTS_SHA256 = "617f291f34292cc1544cefd8b798e0fb9dec428bcf8201f9a6299fcf2c657d9a"
+WEIGHTS_SHA256 = "176416514ec5c15326c848a1adc1f6f5ec2543b87c7078d81a001bdd798f1714"
 LONG_SIDE_PX = 256  # of the network's input; trained at 192 to 256
 # Of what stands still: the share of the frame before, and the difference of colour in levels of 255 at which 1/e of
 # that share is left. Chosen on the still part of real video (.7 to .9, 4 to 20), and by looking at what moves there.
