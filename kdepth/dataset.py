@@ -230,13 +230,7 @@ class ClipDataset:
         return rows.sort_by("clip_id").select(wanted)
 
     def __getitem__(self, clip_id: str) -> Clip:
-        rows = self._rows(f"clip_id = {_quoted(clip_id)}")
-        if not rows:
-            raise self._no_clip(clip_id)
-        return self._clip(rows[0])
-
-    def _no_clip(self, clip_id: str) -> KeyError:
-        return KeyError(f"no clip {clip_id!r} among the {len(self)} of {self.root}")
+        return self._clip(self._row(clip_id, CLIP_SCHEMA.names))
 
     def __iter__(self) -> Iterator[Clip]:
         """Clips with status ok, in order of ``clip_id``."""
@@ -246,6 +240,14 @@ class ClipDataset:
         found = self.lance.to_table(columns=CLIP_SCHEMA.names, filter=where)
         rows: list[dict[str, Any]] = found.to_pylist()
         return sorted(rows, key=lambda row: str(row["clip_id"]))
+
+    def _row(self, clip_id: str, columns: list[str]) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = self.lance.to_table(
+            columns=columns, filter=f"clip_id = {_quoted(clip_id)}"
+        ).to_pylist()
+        if not rows:
+            raise KeyError(f"no clip {clip_id!r} among the {len(self)} of {self.root}")
+        return rows[0]
 
     def _clip(self, row: dict[str, Any]) -> Clip:
         return Clip(self._root.work if self.has_paths else None, row, lambda kind: self.open_file(row, kind))
@@ -328,10 +330,7 @@ class ClipDataset:
             KeyError: No such clip.
             DatasetError: The clip has no depth.
         """
-        rows = self.table(where=f"clip_id = {_quoted(clip_id)}", columns=["depth_thumbnail"])
-        if not rows:
-            raise self._no_clip(clip_id)
-        query = rows["depth_thumbnail"][0].as_py()
+        query = self._row(clip_id, ["depth_thumbnail"])["depth_thumbnail"]
         if query is None:
             raise DatasetError(f"{clip_id} has no depth to compare with")
         nearest = {"column": "depth_thumbnail", "q": query, "k": k + 1, "metric": "cosine", "use_index": False}

@@ -119,6 +119,24 @@ def test_a_query_is_pushed_down_and_a_wrong_one_says_which_columns_there_are(sam
         kdepth.open_dataset(sample_run.root / "nowhere")
 
 
+def test_similar_clips_are_those_whose_depth_is_laid_out_alike(tmp_path: Path) -> None:
+    near_left, near_right = np.linspace(1, 0, 144), np.linspace(0, 1, 144)
+    writer = ClipWriter(tmp_path, "run")
+    for name, thumbnail in (("a", near_left), ("b", near_right), ("c", 3 * near_left), ("d", near_left + 0.2)):
+        writer.add(new_row(clip_id=name, status=OK, label=f"label {name}", depth_thumbnail=thumbnail))
+    writer.add(new_row(clip_id="e", status=FAILED))
+    writer.finish()
+    ds = kdepth.open_dataset(tmp_path)
+    found = ds.similar("a").to_pydict()
+    assert (found["clip_id"], found["label"]) == (["c", "d", "b"], ["label c", "label d", "label b"])
+    np.testing.assert_allclose(found["distance"][0], 0, atol=1e-5)  # the scale of a relative model says nothing
+    assert ds.similar("a", k=1)["clip_id"].to_pylist() == ["c"]
+    with pytest.raises(KeyError, match="no clip 'x'"):
+        ds.similar("x")
+    with pytest.raises(DatasetError, match="e has no depth"):
+        ds.similar("e")
+
+
 def test_frames_and_their_depth_belong_together(sample_run: Run) -> None:
     clip = next(iter(kdepth.open_dataset(sample_run.root)))
     assert len(clip.depth_indices) == clip.row["num_depth_frames"] > 1
