@@ -101,7 +101,8 @@ def download(
     cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0))
     at_most = min(max(1, int(num_clips / (32 * cpus))), _MAX_BLOCK_CLIPS)
     blocks = [sources.take(chunk) for chunk in chunks] or [sources.schema.empty_table()]
-    return ray.data.from_arrow(blocks).map_batches(
+    # Not `from_arrow`, which has a task look at each block first, and waits until a worker could start for it.
+    return ray.data.from_blocks(blocks).map_batches(
         _download_block,
         fn_kwargs={
             "root": Root(root),
