@@ -59,7 +59,7 @@ class DepthModel:
         kind: ``"metric"`` (1/m) or ``"relative"``.
         name: ``small``, the hub's name of the checkpoint, or the name of the local folder or file.
         revision: The hub's commit, or ``sha256:`` and 12 hex digits of the local weights.
-        batch_size: Frames to hand to `estimate` at once; more of them are worked through in such batches.
+        batch_size: Frames to hand to `estimate` at once, for the memory's sake.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class DepthModel:
         revision: str,
         batch_size: int,
         device: str = "cpu",
+        by_frame: bool = False,
     ) -> None:
         self.kind: DepthKind = kind
         self.name = name
@@ -78,6 +79,7 @@ class DepthModel:
         self.batch_size = batch_size
         self.device = device
         self._predict = predict
+        self._by_frame = by_frame  # works on a frame at a time, however many it is given
 
     @property
     def identity(self) -> str:
@@ -109,21 +111,27 @@ class DepthModel:
             raise ValueError(f"frames must be uint8 (N, H, W, 3) with N >= 1, not {frames.dtype} {frames.shape}")
         if focal_length_px is not None and not 0 < focal_length_px < float("inf"):
             raise ValueError(f"focal_length_px={focal_length_px!r}: must be a positive number of pixels")
-        inverse_depth = np.empty(frames.shape[:3], np.float32)
+        inverse_depths: list[NDArray[np.float32]] = []
         focal_lengths: list[NDArray[np.float32]] = []
         memory = None if after is None else after.memory
         with torch.inference_mode():
-            for start in range(0, len(frames), self.batch_size):
-                batch = slice(start, start + self.batch_size)
+            step = len(frames) if self._by_frame else self.batch_size
+            for start in range(0, len(frames), step):
+                batch = slice(start, start + step)
                 # Torch warns about arrays that can't be written to, as decoders give them.
                 rgb = torch.from_numpy(np.require(frames[batch], requirements=["C", "W"])).to(self.device)
                 inverse, focal, memory = self._predict(rgb.permute(0, 3, 1, 2), focal_length_px, memory)
-                inverse_depth[batch] = inverse.clamp_(max=MAX_HALF_FLOAT).cpu().numpy()
+                found: NDArray[np.float32] = inverse.cpu().numpy()
+                # By NumPy: after torch's own, its threads would spin for a while, and hold up the next frames.
+                low, high = found.min(), found.max()
+                if not (low >= 0 and high >= 0):  # NaN compares false, so that this finds everything
+                    raise DepthError(f'{self.identity} gave depth that is not finite; try dtype="float32"')
+                if high > MAX_HALF_FLOAT:
+                    np.minimum(found, MAX_HALF_FLOAT, out=found)
+                inverse_depths.append(found)
                 if focal is not None:
                     focal_lengths.append(focal.float().cpu().numpy())
-        # NaN compares false, so that one test finds everything.
-        if not (inverse_depth.min() >= 0 and np.isfinite(inverse_depth.max())):
-            raise DepthError(f'{self.identity} gave depth that is not finite; try dtype="float32"')
+        inverse_depth = inverse_depths[0] if len(inverse_depths) == 1 else np.concatenate(inverse_depths)
         return ClipDepth(inverse_depth, np.concatenate(focal_lengths) if focal_lengths else None, memory)
 
 
@@ -226,6 +234,7 @@ def _load_small(device: str, dtype: str) -> DepthModel:
         revision=_small_revision(),
         batch_size=8 if device == "cpu" else 64,
         device=device,
+        by_frame=True,
     )
 
 
