@@ -3,7 +3,8 @@
 The network is the one of `transformers`, with parts exchanged for faster ones that compute the same:
 
 - its three vision transformers work on a few patches at a time, so that what they need stays in the processor's cache,
-  with query, key and value in one product, layer scale folded into the weights, and the activation inside the product;
+  with query, key and value in one product, scales folded into the weights, and the activation inside the product; which
+  of several ways to products and attention is fast on a processor is measured when the model is loaded;
 - its convolutions see their data channels-last, which oneDNN is up to seven times faster with;
 - each deconvolution of the decoder takes the 1x1 convolution behind it into its weights;
 - the last layers, in float32, go over the picture in strips: at once they would need 1.2 GB.
@@ -14,8 +15,9 @@ from __future__ import annotations
 import ctypes
 import pickle
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
     else:
         network = load_network(path, dtype)
         config = network.config
-    network = accelerate(network, fastest_linear(device, dtype)).to(device)
+    network = accelerate(network, fastest_linear(device, dtype), fastest_attention(device, dtype)).to(device)
     _trim_memory()
     # 1536; another size would give an output of the wrong size without a word.
     side = round(config.patch_size / config.scaled_images_ratios[0])
@@ -94,14 +96,19 @@ def focal_length_from_fov(fov_deg: Tensor, width_px: int) -> Tensor:
 # --- speed ------------------------------------------------------------------------------------------------------------
 
 
-def accelerate(network: nn.Module, linear: type[nn.Module]) -> nn.Module:
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def accelerate(network: nn.Module, linear: type[nn.Module], attention: Attention) -> nn.Module:
     """Exchange parts of transformers' Depth Pro for faster ones, in place."""
     net: Any = network.requires_grad_(False)
     patch_encoder, image_encoder = net.depth_pro.encoder.patch_encoder, net.depth_pro.encoder.image_encoder
-    patch_encoder.model = _VisionTransformer(patch_encoder.model, linear, keep=patch_encoder.intermediate_hook_ids)
-    image_encoder.model = _VisionTransformer(image_encoder.model, linear)
+    patch_encoder.model = _VisionTransformer(
+        patch_encoder.model, linear, attention, keep=patch_encoder.intermediate_hook_ids
+    )
+    image_encoder.model = _VisionTransformer(image_encoder.model, linear, attention)
     if net.fov_model is not None:
-        net.fov_model.fov_encoder.model = _VisionTransformer(net.fov_model.fov_encoder.model, linear)
+        net.fov_model.fov_encoder.model = _VisionTransformer(net.fov_model.fov_encoder.model, linear, attention)
     fusion = net.fusion_stage
     fusion.intermediate, fusion.final = nn.ModuleList(map(_Fusion, fusion.intermediate)), _Fusion(fusion.final)
     net.head = _StripHead(net.head)
@@ -150,6 +157,8 @@ class _PackedLinear(nn.Module):
         return out
 
     def gelu(self, rows: Tensor) -> Tensor:
+        if rows.dtype == torch.float32:  # oneDNN's own GELU has an error of 5e-6
+            return F.gelu(self(rows))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "gelu", [], "none")
         return out
 
@@ -158,37 +167,65 @@ class _PackedLinear(nn.Module):
         return out
 
 
+def _attention_at_once(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of queries that are scaled already; each ``(pictures, heads, tokens, width)``."""
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+
+
+def _attention_by_picture(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same in steps, one picture after the other, so that its scores stay in the cache."""
+    attended = []
+    for q, k, v in zip(query, key, value, strict=True):
+        scores = torch.bmm(q.contiguous(), k.contiguous().transpose(1, 2))
+        attended.append(torch.bmm(scores.softmax(-1), v.contiguous()))
+    return torch.stack(attended)
+
+
 @lru_cache
 def fastest_linear(device: str, dtype: torch.dtype) -> type[nn.Module]:
-    """The fastest way to a matrix product on this processor, found by measuring (a quarter of a second)."""
+    """The fastest way to a matrix product on this processor, found by measuring (a second or two)."""
     if device != "cpu":
         return _TorchLinear
-    kinds: list[type[nn.Module]] = [_TorchLinear, _ConvolutionLinear]
-    if dtype != torch.float32:  # its GELU is good for half types only (error 5e-6)
-        kinds.append(_PackedLinear)
-    rows, weight = torch.ones(1, 2 * 577, 1024, dtype=dtype), torch.ones(4096, 1024, dtype=dtype)
+    rows, weight = torch.randn(1, _PATCHES_AT_ONCE * 577, 1024, dtype=dtype), torch.randn(4096, 1024, dtype=dtype)
+    kinds: tuple[type[nn.Module], ...] = (_TorchLinear, _ConvolutionLinear, _PackedLinear)
     best, best_seconds = kinds[0], float("inf")
-    with torch.inference_mode():
-        for kind in kinds:
-            try:
-                layer: Any = kind(weight, weight[:, 0])
-                layer.gelu(rows)
-            except (AttributeError, RuntimeError):  # a torch built without oneDNN
-                continue
-            for _ in range(3):
-                start = time.perf_counter()
-                layer.gelu(rows)
-                seconds = time.perf_counter() - start
-                if seconds < best_seconds:
-                    best, best_seconds = kind, seconds
+    for kind in kinds:
+        try:
+            layer: Any = kind(weight, weight[:, 0].contiguous())
+            seconds = _seconds(partial(layer.gelu, rows))
+        except (AttributeError, RuntimeError):  # a torch built without oneDNN
+            continue
+        if seconds < best_seconds:
+            best, best_seconds = kind, seconds
     return best
+
+
+@lru_cache
+def fastest_attention(device: str, dtype: torch.dtype) -> Attention:
+    """The faster way to attention on this processor, found by measuring (a tenth of a second)."""
+    if device != "cpu" or dtype == torch.float32:  # in float32 torch's own is the faster one, and the more exact
+        return _attention_at_once
+    query, key, value = torch.randn(_PATCHES_AT_ONCE, 577, 3, 16, 64, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
+    ways: tuple[Attention, ...] = (_attention_at_once, _attention_by_picture)
+    return min(ways, key=lambda way: _seconds(partial(way, query, key, value)))
+
+
+@torch.inference_mode()
+def _seconds(work: Callable[[], object]) -> float:
+    """The shorter of two times, after one that prepares things."""
+    moments = []
+    for _ in range(4):
+        moments.append(time.perf_counter())
+        work()
+    return min(moments[2] - moments[1], moments[3] - moments[2])
 
 
 class _VisionTransformer(nn.Module):
     """DINOv2 as in transformers, for inference."""
 
-    def __init__(self, vit: Any, linear: Any, keep: tuple[int, ...] = ()) -> None:
+    def __init__(self, vit: Any, linear: Any, attention: Attention, keep: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self.attention = attention
         self.keep = frozenset(keep)  # layers whose output is asked for, too
         self.heads = vit.config.num_attention_heads
         if vit.config.hidden_act != "gelu":
@@ -197,10 +234,15 @@ class _VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList()
         for layer in vit.encoder.layer:
             a, scale1, scale2 = layer.attention, layer.layer_scale1.lambda1, layer.layer_scale2.lambda1
-            query_key_value = (a.q_proj, a.k_proj, a.v_proj)
+            # Attention's scale goes into the query: 1/8, so that no bit of it changes.
+            scale = (vit.config.hidden_size // self.heads) ** -0.5
+            scaled = [(a.q_proj, scale), (a.k_proj, 1.0), (a.v_proj, 1.0)]
             block = {
                 "norm1": layer.norm1,
-                "qkv": linear(*(torch.cat([getattr(p, part) for p in query_key_value]) for part in ("weight", "bias"))),
+                "qkv": linear(
+                    torch.cat([projection.weight * factor for projection, factor in scaled]),
+                    torch.cat([projection.bias * factor for projection, factor in scaled]),
+                ),
                 "out": linear(a.o_proj.weight * scale1[:, None], a.o_proj.bias * scale1),
                 "norm2": layer.norm2,
                 "fc1": linear(layer.mlp.fc1.weight, layer.mlp.fc1.bias),
@@ -226,7 +268,7 @@ class _VisionTransformer(nn.Module):
             b: Any = block
             n, tokens, width = x.shape
             qkv = b["qkv"](b["norm1"](x)).view(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            attended = F.scaled_dot_product_attention(*qkv.unbind(0))
+            attended = self.attention(*qkv.unbind(0))
             x = b["out"].add(attended.transpose(1, 2).reshape(n, tokens, width), x)
             x = b["fc2"].add(b["fc1"].gelu(b["norm2"](x)), x)
             if i in self.keep:

@@ -242,8 +242,22 @@ def test_ways_to_a_product_agree(kind: Any, dtype: torch.dtype) -> None:
 
 
 def test_the_way_to_a_product_is_measured() -> None:
-    assert depth_pro.fastest_linear("cpu", torch.float32) in (depth_pro._TorchLinear, depth_pro._ConvolutionLinear)
+    ways = (depth_pro._TorchLinear, depth_pro._ConvolutionLinear, depth_pro._PackedLinear)
+    assert depth_pro.fastest_linear("cpu", torch.float32) in ways
     assert depth_pro.fastest_linear("cuda", torch.float16) is depth_pro._TorchLinear
+    ways = (depth_pro._attention_at_once, depth_pro._attention_by_picture)
+    assert depth_pro.fastest_attention("cpu", torch.bfloat16) in ways
+    assert depth_pro.fastest_attention("cpu", torch.float32) is depth_pro._attention_at_once
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ways_to_attention_agree(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = torch.randn((3, 2, 4, 37, 16), generator=generator).to(dtype).unbind(0)
+    expected = (query.double() @ key.double().transpose(-1, -2)).softmax(-1) @ value.double()
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    for way in (depth_pro._attention_at_once, depth_pro._attention_by_picture):
+        torch.testing.assert_close(way(query, key, value).double(), expected, atol=tolerance, rtol=0)
 
 
 @pytest.fixture

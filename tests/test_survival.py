@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -88,17 +89,24 @@ def committed(root: Path) -> int:
 def test_killed_runs_go_on(server: Server, tmp_path: Path) -> None:
     root, rng = tmp_path / "root", random.Random(5)
     urls = [server.url(f"{number}.mp4") for number in range(NUM_CLIPS)]
-    before = 0
-    for _ in range(NUM_KILLS):
+    before, killed_at = 0, []
+    for to_come in range(NUM_KILLS, 0, -1):
         process = start(root, urls, tmp_path)
-        try:
-            process.wait(rng.uniform(8, 30))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        # At once, or after some more clips; so that a fast machine has work left, and a slow one gets on.
+        goal = before + rng.randint(0, (NUM_CLIPS - before) // (to_come + 1))
+        while process.poll() is None and committed(root) < goal:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, 2))
+        assert process.poll() is None, "it ended before it was killed: more clips are needed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         now = committed(root)
         assert now >= before
         before = now
+        killed_at.append(now)
+    print("committed when killed:", killed_at)
     assert start(root, urls, tmp_path).wait(300) == 0, (tmp_path / "log.txt").read_text(errors="replace")
     check_whole(root, NUM_CLIPS, tmp_path)
 
