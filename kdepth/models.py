@@ -234,7 +234,7 @@ def _load_small(device: str, dtype: str) -> DepthModel:
         revision=_small_revision(),
         batch_size=8 if device == "cpu" else 64,
         device=device,
-        by_frame=True,
+        by_frame=device == "cpu",  # on a GPU what they give would all be held there
     )
 
 

@@ -3,7 +3,7 @@
 python tests/depth_pro_run.py make FOLDER       writes a checkpoint and, beside it, the same as a depth_pro.pt
 python tests/depth_pro_run.py WAY DTYPE PATH FRAMES.npy OUT.npz [FOCAL_LENGTH_PX]
 
-WAY is kdepth, or for transformers as its documentation has it: eager or sdpa. Prints seconds and the peak of memory.
+WAY is kdepth; or eager or sdpa, attention of transformers as it is documented. Prints seconds and the peak of memory.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from tiny_checkpoints import PROCESSORS, save_checkpoint
 
 from kdepth import depth_pro
 from kdepth.models import load_model
-
-Result = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def make(folder: Path) -> None:
@@ -89,4 +87,4 @@ if __name__ == "__main__":
         else:
             result, seconds = with_transformers(Path(path), way, dtype, frames)
         np.savez(out, inverse_depth=result[0], focal_length_px=result[1])
-        print(json.dumps({"seconds": seconds, "peak_GB": max(peaks)}))
+        print(json.dumps({"seconds": seconds, "peak_GB": peaks[0]}))
