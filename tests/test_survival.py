@@ -25,7 +25,7 @@ from kdepth.ffmpeg import ffmpeg_path
 SCRIPT = Path(__file__).parent / "pipeline_run.py"
 # The full size, by hand: KDEPTH_KILLS=10 KDEPTH_KILL_CLIPS=60.
 NUM_KILLS = int(os.environ.get("KDEPTH_KILLS", "1"))
-NUM_CLIPS = int(os.environ.get("KDEPTH_KILL_CLIPS", "8"))
+NUM_CLIPS = int(os.environ.get("KDEPTH_KILL_CLIPS", "24"))
 
 
 @pytest.fixture
