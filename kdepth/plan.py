@@ -22,11 +22,18 @@ from kdepth.storage import Root
 # Statuses that stay: asking again gives the same answer.
 _PERMANENT_STATUSES = (401, 403, 404, 410, 451)
 
-# What `pending` gives and `download` takes: a clip's row with what is known already, and how to get the rest. Without
-# what only depth fills: a thumbnail takes its 576 bytes even where there is none.
+# Of a clip's row: what each stage fills in.
+DOWNLOAD_COLUMNS = ("raw_path", "raw_bytes", "raw_sha256", "http_status", "download_attempts")
+VIDEO_COLUMNS = ("width", "height", "average_fps", "num_frames", "duration_seconds", "has_audio")
+TRANSCODE_COLUMNS = ("video_path", "video_bytes", *VIDEO_COLUMNS)
+# And what tells whether its depth is as asked for.
+_DEPTH_COLUMNS = ("depth_path", "depth_bytes", "depth_model", "depth_kind", "depth_frames")
+# What `pending` gives and `download` takes: of a clip's row what is known already and of use, and how to get the rest.
 PLAN_SCHEMA = pa.schema(
     [
-        *(column for column in CLIP_SCHEMA if column.name not in ("frames", "depth_thumbnail")),
+        *(CLIP_SCHEMA.field(name) for name in COLUMNS if name in SOURCE_SCHEMA.names),
+        *(CLIP_SCHEMA.field(name) for name in ("source_url", "archive_member", "status", "failed_stage")),
+        *(CLIP_SCHEMA.field(name) for name in DOWNLOAD_COLUMNS + TRANSCODE_COLUMNS),
         ("url", pa.string()),  # with credentials if there are any, which `source_url` has not
         ("kind", pa.string()),
         ("max_clips", pa.int32()),
@@ -37,10 +44,6 @@ PLAN_SCHEMA = pa.schema(
 _ROWS_AT_ONCE = 1024
 # Of the plan's metadata: what was asked for, as JSON.
 PARAMETERS_KEY = b"kdepth.parameters"
-# Of a clip's row: what each stage fills in.
-DOWNLOAD_COLUMNS = ("raw_path", "raw_bytes", "raw_sha256", "http_status", "download_attempts")
-VIDEO_COLUMNS = ("width", "height", "average_fps", "num_frames", "duration_seconds", "has_audio")
-TRANSCODE_COLUMNS = ("video_path", "video_bytes", *VIDEO_COLUMNS)
 
 
 def plan_all(sources: pa.Table) -> pa.Table:
@@ -96,7 +99,7 @@ def pending(
     frame_selector(frames, 1)
     files = Root(root)
     identity = model_identity(model)
-    columns = [name for name in COLUMNS if name in PLAN_SCHEMA.names]
+    columns = [name for name in COLUMNS if name in (*PLAN_SCHEMA.names, *_DEPTH_COLUMNS)]
     known = {row["clip_id"]: row for row in _rows(read_rows(root, columns))}
 
     sizes = {name: size for folder in ("raw", "360p", "depth") for name, size in files.sizes(folder).items()}
@@ -152,7 +155,8 @@ def pending(
                 yield resumed(row) | fields
 
     plan = _plan_table(plan_rows())
-    if not pc.any(pc.equal(plan["kind"], "archive")).as_py():  # nothing left to look the annotations up for
+    kinds = set(pc.unique(plan["kind"]).to_pylist())
+    if "annotation" in kinds and "archive" not in kinds:  # nothing left to look the annotations up for
         plan = plan.filter(pc.not_equal(plan["kind"], "annotation"))
     asked = {"height": height, "model": identity, "frames": frames, "retry_failed": retry_failed}
     return plan.replace_schema_metadata({PARAMETERS_KEY: json.dumps(asked)})

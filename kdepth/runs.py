@@ -24,6 +24,11 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 from ray._private import ray_constants
+from ray.data._internal.execution.backpressure_policy import (
+    ENABLED_BACKPRESSURE_POLICIES,
+    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+    BackpressurePolicy,
+)
 from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
@@ -36,6 +41,8 @@ from kdepth.plan import PARAMETERS_KEY
 from kdepth.schema import FAILED, OK, SUPERSEDED, AsYielded
 from kdepth.storage import Root
 from kdepth.traffic import watched
+
+_AHEAD_BYTES = 2**20  # of rows that wait for a stage, a core: some 700 clips, an hour of work for `small`
 
 
 def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool = False) -> None:
@@ -65,7 +72,24 @@ def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool =
     context.target_max_block_size = AsYielded(1)
     # Ray Data looks for finished blocks ten times a second, and lets a stage be ahead by no more than these.
     context._max_num_blocks_in_streaming_gen_buffer = 16
+    policies = [*ENABLED_BACKPRESSURE_POLICIES, _FarEnoughAhead]
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
     logging.getLogger("ray.data").setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+class _FarEnoughAhead(BackpressurePolicy):  # type: ignore[misc]  # Ray has no types for it
+    """No new task of a stage that is some thousand clips ahead of the next one.
+
+    Clips that wait take the disk's space as files, and as rows the driver's memory; Ray Data looks at its object store
+    alone. Tasks that run are not held up: a download would break off.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._most_bytes = _AHEAD_BYTES * max(1.0, ray.cluster_resources().get("CPU", 1.0))
+
+    def can_add_input(self, op: Any) -> bool:
+        return bool(self._resource_manager.get_mem_op_outputs(op) < self._most_bytes)
 
 
 def _init_ray(options: Mapping[str, Any]) -> None:
@@ -245,8 +269,8 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
                 show(downloads)
                 bar.update()
         if sources is not None and "damage" in sources.column_names:  # what is left, not what was ever asked for
-            files = sources.filter(pc.invert(pc.is_in(sources["kind"], pa.array(["archive", "annotation"]))))
-            report.num_missing = writer.missing(files["clip_id"].to_pylist())
+            is_file = pc.invert(pc.is_in(sources["kind"], pa.array(["archive", "annotation"])))
+            report.num_missing = writer.missing(name.as_py() for name in sources["clip_id"].filter(is_file))
     report.seconds = time.perf_counter() - started
     report.version = writer.finish(
         {

@@ -28,7 +28,7 @@ from kdepth.depth import estimate_clip_depth, frame_selector
 from kdepth.downloads import client_session, fetch
 from kdepth.errors import DamagedMediaError, KdepthError
 from kdepth.models import DepthKind, load_model, model_identity
-from kdepth.plan import VIDEO_COLUMNS, plan_all
+from kdepth.plan import PLAN_SCHEMA, VIDEO_COLUMNS, plan_all
 from kdepth.runs import start_ray
 from kdepth.schema import (
     CLIP_SCHEMA,
@@ -100,6 +100,8 @@ def download(
     num_clips = len(files) + sum(filter(None, limits)) + (annotations.num_rows if None in limits else 0)
     cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0))
     at_most = min(max(1, int(num_clips / (32 * cpus))), _MAX_BLOCK_CLIPS)
+    # In Ray's memory, which counts as the driver's, without the columns in which nothing is known.
+    sources = sources.select([name for name in sources.column_names if sources[name].null_count < sources.num_rows])
     blocks = [sources.take(chunk) for chunk in chunks] or [sources.schema.empty_table()]
     # Not `from_arrow`, which has a task look at each block first, and waits until a worker could start for it.
     return ray.data.from_blocks(blocks).map_batches(
@@ -241,7 +243,7 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 def _download_block(
     block: pa.Table, *, root: Root, annotations: pa.Table, allow_private_hosts: bool, at_most: int
 ) -> Iterator[pa.Table]:
-    rows = block.to_pylist()
+    rows = [dict.fromkeys(PLAN_SCHEMA.names) | row for row in block.to_pylist()]
     by_clip_id: dict[str, dict[str, Any]] = {}
     if any(row["kind"] == "archive" for row in rows):
         by_clip_id = {row["clip_id"]: row for row in annotations.to_pylist()}

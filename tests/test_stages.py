@@ -16,7 +16,7 @@ from pipeline_run import run_pipeline
 from tiny_checkpoints import FAMILIES, save_checkpoint, save_constant_checkpoint
 
 import kdepth
-from kdepth import samples, stages
+from kdepth import runs, samples, stages
 from kdepth.attempts import repeated
 from kdepth.errors import DatasetError
 
@@ -61,6 +61,24 @@ def test_the_same_again_does_nothing_and_says_so(sample_run: Run, capfd: pytest.
     report = run_pipeline(sample_run.sources, sample_run.root, frames="2")
     assert str(report).startswith("Nothing to do")
     assert kdepth.open_dataset(sample_run.root).lance.version == version
+
+
+def test_downloads_are_not_further_ahead_than_allowed(
+    ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_AHEAD_BYTES", 1)
+    base = sample_server.url_list.read_text().splitlines()[0].rpartition("/")[0]
+    path = next(iter(samples.rendered_clips().values()))
+    urls = [f"{base}/ahead{i:02d}.mp4" for i in range(16)]
+    for url in urls:
+        sample_server.serve(url.rpartition("/")[2], path)
+    clips = kdepth.download(kdepth.read_sources(urls), tmp_path, batch_size=1, concurrency=1, allow_private_hosts=True)
+    clips = kdepth.estimate_depth(kdepth.transcode(clips, tmp_path), tmp_path, frames="first")
+    downloaded = []  # when a clip was done
+    for _ in clips.iter_rows():
+        downloaded.append(len(list((tmp_path / "raw").glob("ahead*.mp4"))))
+    assert len(downloaded) == downloaded[-1] == 16
+    assert downloaded[0] < 8  # a worker takes longer to start than 16 such downloads
 
 
 def test_bad_sources_are_failed_rows_and_stop_nobody(
