@@ -209,7 +209,7 @@ def scale_jumps(clip: Clip, *, stable: bool = False) -> NDArray[np.float64]:
     last: tuple[int, NDArray[np.int16], NDArray[np.float32]] | None = None
     for index, rgb in enumerate(clip.frames()):
         if index in indices:
-            grey, depth = steady_grey(rgb), np.float32(scales[index]) * sampled(next(stored).astype(np.float32))
+            grey, depth = steady_grey(rgb), np.float32(scales[index]) * sampled(next(stored))
             jump = scale_jump(*last[1:], grey, depth) if last is not None and last[0] == index - 1 else None
             jumps.append(np.nan if jump is None else jump)
             last = index, grey, depth

@@ -21,9 +21,9 @@ _MIN_STEADY = 0.15
 _JUMP = 0.02
 
 
-def sampled(inverse_depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The pixels that statistics over time are made of: ``(H / 4, W / 4)`` of ``(H, W)``."""
-    return inverse_depth[::_STRIDE, ::_STRIDE]
+def sampled(inverse_depth: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The pixels that statistics over time are made of: float32 ``(H / 4, W / 4)`` of ``(H, W)``."""
+    return np.ascontiguousarray(inverse_depth[::_STRIDE, ::_STRIDE], np.float32)
 
 
 def steady_grey(rgb: NDArray[np.uint8]) -> NDArray[np.int16]:
