@@ -69,16 +69,17 @@ def test_downloads_are_not_further_ahead_than_allowed(
     monkeypatch.setattr(runs, "_AHEAD_BYTES", 1)
     base = sample_server.url_list.read_text().splitlines()[0].rpartition("/")[0]
     path = next(iter(samples.rendered_clips().values()))
-    urls = [f"{base}/ahead{i:02d}.mp4" for i in range(16)]
+    urls = [f"{base}/ahead{i:02d}.mp4" for i in range(24)]
     for url in urls:
         sample_server.serve(url.rpartition("/")[2], path)
     clips = kdepth.download(kdepth.read_sources(urls), tmp_path, batch_size=1, concurrency=1, allow_private_hosts=True)
     clips = kdepth.estimate_depth(kdepth.transcode(clips, tmp_path), tmp_path, frames="first")
-    downloaded = []  # when a clip was done
-    for _ in clips.iter_rows():
-        downloaded.append(len(list((tmp_path / "raw").glob("ahead*.mp4"))))
-    assert len(downloaded) == downloaded[-1] == 16
-    assert downloaded[0] < 8  # a worker takes longer to start than 16 such downloads
+    rows = list(clips.iter_rows())
+    begun = [row["download_started_at"].timestamp() for row in rows]
+    done = [row["depth_started_at"].timestamp() + row["depth_seconds"] for row in rows]
+    ahead = [sum(t <= now for t in begun) - sum(t <= now for t in done) for now in begun]
+    # Two in work, and what Ray Data had handed on already; without the limit nearly all are there before a worker is.
+    assert max(ahead) <= 12
 
 
 def test_bad_sources_are_failed_rows_and_stop_nobody(
