@@ -42,7 +42,7 @@ from kdepth.schema import FAILED, OK, SUPERSEDED, AsYielded
 from kdepth.storage import Root
 from kdepth.traffic import watched
 
-_AHEAD_BYTES = 2**20  # of rows that wait for a stage, a core: some 700 clips, an hour of work for `small`
+_AHEAD_BYTES = 2**20  # of rows that wait for a stage, a core: some 700 clips, with `small` hours of work
 
 
 def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool = False) -> None:
@@ -78,7 +78,7 @@ def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool =
 
 
 class _FarEnoughAhead(BackpressurePolicy):  # type: ignore[misc]  # Ray has no types for it
-    """No new task of a stage that is some thousand clips ahead of the next one.
+    """No new task of a stage that is some hundred clips a core ahead of the next one.
 
     Clips that wait take the disk's space as files, and as rows the driver's memory; Ray Data looks at its object store
     alone. Tasks that run are not held up: a download would break off.
