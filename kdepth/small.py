@@ -203,11 +203,16 @@ class SmallNetwork(nn.Module):
             picture = frames[n].to(device).permute(2, 0, 1).float() / 127.5 - 1
             out[n] = upsample(last[1], last[0], picture)
 
-        with _one_thread() as threads, ThreadPoolExecutor(threads if device.type == "cpu" else 1) as pool:
+        with _one_thread() as threads, ThreadPoolExecutor(threads) as pool:
+            # Alone in this thread: with every other one C's allocator opens a heap, which keeps what it once had.
+            alone = threads == 1 or device.type != "cpu"
             jobs = []
-            for n, seen in enumerate(pool.map(look, frames)):
+            for n, seen in enumerate(map(look, frames) if alone else pool.map(look, frames)):
                 before = seen if before is None else (seen[0], steady(seen, before))
-                jobs.append(pool.submit(enlarge, n, before))
+                if alone:
+                    enlarge(n, before)
+                else:
+                    jobs.append(pool.submit(enlarge, n, before))
             for job in jobs:
                 job.result()
         assert before is not None
