@@ -10,8 +10,9 @@ al. 2020 (MiDaS, arXiv:1907.01341) with dense 3x3 convolutions, which CPUs like 
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -43,20 +44,46 @@ _SKIPS = (0, 2, 4, 10, 15)  # blocks whose output the decoder sees: strides 2, 4
 _DECODER = (32, 48, 80, 112, 160)  # channels at these strides
 
 
+class Convolution(nn.Conv2d):
+    """A convolution and what follows it; once packed, oneDNN does both in one pass over the memory."""
+
+    packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Lay the weights out as oneDNN reads them on this CPU; later changes of ``weight`` are not seen."""
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *geometry)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.packed is None else self._fused(x, "none", [])
+
+    def relu(self, x: Tensor) -> Tensor:
+        return functional.relu(self(x)) if self.packed is None else self._fused(x, "relu", [])
+
+    def relu6(self, x: Tensor) -> Tensor:
+        return functional.relu6(self(x)) if self.packed is None else self._fused(x, "hardtanh", [0.0, 6.0])
+
+    def _fused(self, x: Tensor, name: str, numbers: list[float]) -> Tensor:
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        fused = torch.ops.mkldnn._convolution_pointwise  # what torch's own compiler calls
+        out: Tensor = fused(x, self.packed, self.bias, *geometry, name, numbers, "")
+        return out
+
+
 class _Block(nn.Module):
     """Inverted residual; batch norm is folded into the convolutions."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = inputs * expansion
-        self.expand = nn.Conv2d(inputs, wide, 1) if expansion > 1 else nn.Identity()
-        self.depthwise = nn.Conv2d(wide, wide, kernel, stride, kernel // 2, groups=wide)
-        self.project = nn.Conv2d(wide, outputs, 1)
-        self.expands, self.residual = expansion > 1, stride == 1 and inputs == outputs
+        self.expand = Convolution(inputs, wide, 1) if expansion > 1 else None
+        self.depthwise = Convolution(wide, wide, kernel, stride, kernel // 2, groups=wide)
+        self.project = Convolution(wide, outputs, 1)
+        self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.relu6(self.expand(x)) if self.expands else x
-        y = self.project(functional.relu6(self.depthwise(y)))
+        y = x if self.expand is None else self.expand.relu6(x)
+        y = self.project(self.depthwise.relu6(y))
         out: Tensor = x + y if self.residual else y
         return out
 
@@ -66,7 +93,7 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+        self.stem = Convolution(3, 32, 3, 2, 1)
         blocks, channels = [], 32
         for kernel, stride, expansion, outputs, repeats in _STAGES:
             for n in range(repeats):
@@ -75,7 +102,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x, features = functional.relu6(self.stem(x)), []
+        x, features = self.stem.relu6(x), []
         for n, block in enumerate(self.blocks):
             x = block(x)
             if n in _SKIPS:
@@ -88,13 +115,13 @@ class _Fuse(nn.Module):
 
     def __init__(self, coarse: int, skip: int, outputs: int) -> None:
         super().__init__()
-        self.join = nn.Conv2d(coarse + skip, outputs, 3, padding=1)
-        self.refine = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.join = Convolution(coarse + skip, outputs, 3, padding=1)
+        self.refine = Convolution(outputs, outputs, 3, padding=1)
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         up = functional.interpolate(coarse, skip.shape[-2:], mode="bilinear")
-        x = functional.relu(self.join(torch.cat((up, skip), 1)))
-        return x + functional.relu(self.refine(x))
+        x = self.join.relu(torch.cat((up, skip), 1))
+        return x + self.refine.relu(x)
 
 
 class SmallNetwork(nn.Module):
@@ -105,9 +132,9 @@ class SmallNetwork(nn.Module):
         self.encoder = Encoder()
         skips, d = (16, 24, 40, 112), _DECODER
         # Where in the picture (x, y) and what it is of as a whole (mean) decide much of a layout.
-        self.coarse = nn.Conv2d(320 + 2, d[4], 1)
-        self.whole = nn.Conv2d(320, d[4], 1)
-        self.deep = nn.Conv2d(d[4], d[4], 3, padding=1)
+        self.coarse = Convolution(320 + 2, d[4], 1)
+        self.whole = Convolution(320, d[4], 1)
+        self.deep = Convolution(d[4], d[4], 3, padding=1)
         self.fuse = nn.ModuleList(_Fuse(d[n + 1], skips[n], d[n]) for n in (3, 2, 1, 0))
         self.head = nn.Conv2d(d[0], 4, 3, padding=1)  # four values a half-resolution pixel: the full resolution
 
@@ -130,7 +157,7 @@ class SmallNetwork(nn.Module):
             .expand(len(top), 1, *top.shape[2:])
         )
         out = functional.relu(self.coarse(torch.cat((top, x, y), 1)) + self.whole(top.mean((2, 3), keepdim=True)))
-        out = out + functional.relu(self.deep(out))
+        out = out + self.deep.relu(out)
         for n, fuse in enumerate(self.fuse):
             out = fuse(out, features[3 - n])
         return out
@@ -200,7 +227,7 @@ class SmallNetwork(nn.Module):
 
         @torch.inference_mode()
         def enlarge(n: int, last: Frame) -> None:
-            picture = frames[n].to(device).permute(2, 0, 1).float() / 127.5 - 1
+            picture = frames[n].to(device).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
             out[n] = upsample(last[1], last[0], picture)
 
         with _one_thread() as threads, ThreadPoolExecutor(threads) as pool:
@@ -243,13 +270,28 @@ def steady(frame: Frame, before: Frame) -> Tensor:
         frame, before: Picture (3, h, w) in [-1, 1] and inverse depth (h, w); that of ``before`` averaged already.
     """
     (picture, inverse), (picture_before, inverse_before) = frame, before
-    difference = functional.avg_pool2d((picture - picture_before)[None], 3, 1, 1, count_include_pad=False)
-    difference = functional.max_pool2d(difference.abs().amax(1, keepdim=True), 5, 1, 2)
-    same = torch.exp(-((difference * (127.5 / _SAME_COLOUR)) ** 2))
-    same = functional.avg_pool2d(same, 5, 1, 2, count_include_pad=False)[0, 0]
+    difference = _mean_around(picture - picture_before, 3).abs().amax(0)
+    difference = _around(difference, 5, torch.maximum)
+    same = _mean_around(torch.exp(-((difference * (127.5 / _SAME_COLOUR)) ** 2)), 5)
     # Two pictures that have nothing to do with each other agree in about a tenth of their pixels.
     trust = ((same.mean() - 0.15) / 0.15).clamp(0, 1)
     return inverse.lerp(inverse_before, _KEPT * trust * same)
+
+
+def _around(x: Tensor, size: int, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Of each pixel of (..., h, w) the ``size`` x ``size`` around it, joined; outside the picture is 0.
+
+    As torch's pooling, but by whole rows: 5 to 13 times as fast on a CPU.
+    """
+    x = functional.pad(x, (size // 2,) * 4)
+    for dim in (-1, -2):
+        x = reduce(join, (x.narrow(dim, i, x.shape[dim] - size + 1) for i in range(size)))
+    return x
+
+
+def _mean_around(x: Tensor, size: int) -> Tensor:
+    """Mean of the pixels around each that lie in the picture."""
+    return _around(x, size, torch.add) / _around(torch.ones_like(x), size, torch.add)
 
 
 def upsample(values: Tensor, guide: Tensor, picture: Tensor, *, tolerance: float = 0.12) -> Tensor:
@@ -268,20 +310,22 @@ def upsample(values: Tensor, guide: Tensor, picture: Tensor, *, tolerance: float
         float32 (H, W).
     """
     (h, w), (height, width) = values.shape, picture.shape[1:]
-    stack = torch.cat((values[None], guide))
+    rows = torch.cat((values[None], guide)).view(-1, w)
     y = ((torch.arange(height, device=values.device) + 0.5) * (h / height) - 0.5).clamp(0, h - 1)
     x = ((torch.arange(width, device=values.device) + 0.5) * (w / width) - 0.5).clamp(0, w - 1)
     y0, x0 = y.floor().long().clamp(max=max(h - 2, 0)), x.floor().long().clamp(max=max(w - 2, 0))
     total, weights = torch.zeros_like(picture[0]), torch.zeros_like(picture[0])
     for dx in (0, 1):
         wx = (x - x0) if dx else 1 - (x - x0)
-        columns = stack.index_select(2, x0 + dx)
+        columns = rows.index_select(1, x0 + dx).view(-1, h, width)  # of a matrix: three times as fast
         for dy in (0, 1):
             wy = (y - y0) if dy else 1 - (y - y0)
-            corner = columns.index_select(1, y0 + dy)
-            difference = (corner[1:] - picture).square_().sum(0)
-            weight = torch.exp_(difference.mul_(-0.5 / tolerance**2)).add_(1e-3).mul_(wy[:, None] * wx)
-            total.addcmul_(weight, corner[0])
+            value, *colours = columns.index_select(1, y0 + dy)
+            weight = torch.zeros_like(value)
+            for colour, wanted in zip(colours, picture, strict=True):
+                weight += colour.sub_(wanted).square_()
+            weight.mul_(-0.5 / tolerance**2).exp_().add_(1e-3).mul_(wy[:, None] * wx)
+            total.addcmul_(weight, value)
             weights.add_(weight)
     return total.div_(weights)
 
@@ -316,4 +360,9 @@ def load_small(device: str = "cpu", dtype: torch.dtype | None = None) -> SmallNe
     network.to(device=device, dtype=dtype or fast_dtype(device))
     network.to(memory_format=torch.channels_last)
     network.head.float()
+    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if there and device == "cpu" and dtype in (None, torch.float32, fast_dtype()):
+        for layer in network.modules():
+            if isinstance(layer, Convolution):
+                layer.pack()
     return network.eval().requires_grad_(False)

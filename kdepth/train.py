@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdepth import scenes
-from kdepth.small import Encoder, SmallNetwork, fast_dtype, load_small
+from kdepth.small import Convolution, Encoder, SmallNetwork, fast_dtype, load_small
 
 Array = NDArray[Any]
 CACHE_WIDTH, CACHE_HEIGHT = 224, 160
@@ -168,7 +168,7 @@ def pretrained_encoder(path: str | Path = "") -> Encoder:
     fold(encoder.stem, "_conv_stem", "_bn0")
     for n, block in enumerate(encoder.blocks):
         name = f"_blocks.{n}"
-        if block.expands:
+        if block.expand is not None:
             fold(block.expand, f"{name}._expand_conv", f"{name}._bn0")  # type: ignore[arg-type]
         fold(block.depthwise, f"{name}._depthwise_conv", f"{name}._bn1")  # type: ignore[arg-type]
         fold(block.project, f"{name}._project_conv", f"{name}._bn2")  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ class _FixedDepthwise(torch.autograd.Function):
         return functional.conv2d(gradient, turned, None, 1, weight.shape[2] // 2, groups=len(weight)), None, bias, None
 
 
-class _Depthwise(torch.nn.Conv2d):
+class _Depthwise(Convolution):
     def forward(self, x: Tensor) -> Tensor:
         apply: Any = _FixedDepthwise.apply
         result: Tensor = apply(x, self.weight, self.bias, self.stride[0])
@@ -445,35 +445,25 @@ def flicker(inverse: Array, frames: Array, *, still: int = 8) -> float:
 
 
 def measure_speed(*, seconds: float = 2.0) -> list[dict[str, Any]]:
-    """Frames a second at 640x360 by threads, dtype, memory layout and batch, on this machine's CPU.
+    """Frames a second at 640x360 by threads, dtype and batch, on this machine's CPU.
 
     bfloat16 only where the processor has instructions for it: elsewhere it takes ten times as long.
     """
-    rows, dtypes = [], dict.fromkeys((torch.float32, fast_dtype()))
-    before = torch.get_num_threads()
+    rows, before = [], torch.get_num_threads()
     for threads in sorted({1, before}):
         torch.set_num_threads(threads)
-        for dtype in dtypes:
-            for layout in (torch.contiguous_format, torch.channels_last):
-                network = load_small("cpu", dtype).to(memory_format=layout)
-                for batch in (1, 8):
-                    frames = torch.randint(0, 256, (batch, 360, 640, 3), dtype=torch.uint8)
+        for dtype in dict.fromkeys((torch.float32, fast_dtype())):
+            network = load_small("cpu", dtype)
+            for batch in (1, 8):
+                frames = torch.randint(0, 256, (batch, 360, 640, 3), dtype=torch.uint8)
+                network.estimate(frames)
+                count, start = 0, time.perf_counter()
+                while time.perf_counter() - start < seconds:
                     network.estimate(frames)
-                    count, start = 0, time.perf_counter()
-                    while time.perf_counter() - start < seconds:
-                        network.estimate(frames)
-                        count += batch
-                    rate = count / (time.perf_counter() - start)
-                    names = str(dtype).removeprefix("torch."), str(layout).removeprefix("torch.")
-                    rows.append(
-                        {
-                            "threads": threads,
-                            "dtype": names[0],
-                            "layout": names[1],
-                            "batch": batch,
-                            "frames_per_second": round(rate, 1),
-                        }
-                    )
+                    count += batch
+                rate = round(count / (time.perf_counter() - start), 1)
+                name = str(dtype).removeprefix("torch.")
+                rows.append({"threads": threads, "dtype": name, "batch": batch, "frames_per_second": rate})
     torch.set_num_threads(before)
     return rows
 

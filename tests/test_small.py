@@ -112,6 +112,28 @@ def test_bfloat16_agrees_with_float32() -> None:
     assert ((exact - fast).abs() / exact).median() < 0.03
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_layers_compute_what_plain_ones_do(dtype: torch.dtype) -> None:
+    packed, plain = load_small(dtype=dtype), load_small(dtype=dtype)
+    layers = [layer for layer in plain.modules() if isinstance(layer, small.Convolution)]
+    assert len(layers) == 59
+    for layer in layers:
+        layer.packed = None
+    x = torch.from_numpy(np.random.default_rng(3).uniform(-1, 1, (1, 3, 144, 256))).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(x), plain(x), rtol=1e-4 if dtype == torch.float32 else 0.02, atol=0)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_pixels_around_are_pooled_as_torch_does(size: int) -> None:
+    x = torch.from_numpy(np.random.default_rng(4).uniform(0, 2, (1, 3, 20, 31)))
+    mean = torch.nn.functional.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
+    torch.testing.assert_close(small._mean_around(x, size), mean)
+    largest = torch.nn.functional.max_pool2d(x, size, 1, size // 2)
+    assert torch.equal(small._around(x, size, torch.maximum), largest)
+
+
 def test_upsampling_puts_an_edge_where_the_picture_has_it() -> None:
     large = torch.full((3, 80, 80), -0.5)
     large[:, :, 43:] = 0.5
