@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import re
 import sys
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from kdepth.cards import card
 from kdepth.clip import Clip
 from kdepth.errors import DatasetError
+from kdepth.heap import return_freed_memory
 from kdepth.schema import CLIP_SCHEMA, FAILED, OK, rows_to_table
 from kdepth.storage import Root
 
@@ -127,7 +127,7 @@ class ClipWriter:
             merge = self._dataset.merge_insert("clip_id").when_matched_update_all().when_not_matched_insert_all()
             merge.execute(rows)
             self._buffer.clear()
-            _return_free_memory()
+            return_freed_memory()
         self._last_commit = time.monotonic()
 
     def finish(self, run: Mapping[str, Any] | None = None) -> int:
@@ -159,7 +159,7 @@ class ClipWriter:
             )
         if self._seen and run is not None:
             self._dataset.update_metadata({_RUN_KEY + self._run_id: json.dumps(run)})
-        _return_free_memory()
+        return_freed_memory()
         if self._seen or self.root.size("clips.parquet") is None:
             write_parquet(self.root)
         return int(self._dataset.latest_version)
@@ -173,12 +173,6 @@ class ClipWriter:
                 self._dataset.create_scalar_index(column, kind)
         self._dataset.optimize.optimize_indices()
         self._dataset.cleanup_old_versions(older_than=_KEEP_VERSIONS)
-
-
-def _return_free_memory() -> None:
-    """To the system, what C and Rust libraries have freed: their threads' heaps keep it, a tenth of the driver."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc alone has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def write_parquet(root: str | Path | Root) -> None:

@@ -12,7 +12,6 @@ The network is the one of `transformers`, with parts exchanged for faster ones t
 
 from __future__ import annotations
 
-import ctypes
 import pickle
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdepth.errors import DepthError
+from kdepth.heap import return_freed_memory
 from kdepth.models import Predict
 
 MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH = 1e-4, 1e4  # 1/m: the clamp of Apple's code
@@ -57,7 +57,7 @@ def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
         network = load_network(path, dtype)
         config = network.config
     network = accelerate(network, fastest_linear(device, dtype), fastest_attention(device, dtype)).to(device)
-    _trim_memory()
+    return_freed_memory()  # of loading, about 1 GB
     # 1536; another size would give an output of the wrong size without a word.
     side = round(config.patch_size / config.scaled_images_ratios[0])
 
@@ -80,12 +80,6 @@ def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
         return inverse.clamp(MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH), focal, None
 
     return predict, 1 if device == "cpu" else 4
-
-
-def _trim_memory() -> None:
-    """Give back what loading has freed, about 1 GB, which glibc would keep."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def focal_length_from_fov(fov_deg: Tensor, width_px: int) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import hashlib
 import math
 import socket
@@ -28,6 +27,7 @@ from kdepth.attempts import counted, repeated
 from kdepth.depth import estimate_clip_depth, frame_selector
 from kdepth.downloads import client_session, fetch
 from kdepth.errors import DamagedMediaError, KdepthError
+from kdepth.heap import keep_freed_memory
 from kdepth.models import DepthKind, load_model, model_identity
 from kdepth.plan import PLAN_SCHEMA, VIDEO_COLUMNS, plan_all
 from kdepth.runs import start_ray
@@ -61,9 +61,6 @@ _MAX_DOWNLOAD_TASKS = 1000  # each costs the driver a few milliseconds before an
 # worker's.
 _BLOCK_SECONDS = 0.5
 _MAX_BLOCK_CLIPS = 16
-# mallopt's names for numbers, and what a worker gives it: 32 MiB is the most that glibc takes for the first.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEEP_BYTES = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**29}
 
 
 def download(
@@ -405,17 +402,6 @@ def _video_columns(name: str, num_bytes: int, info: VideoInfo) -> dict[str, Any]
     return {"video_path": name, "video_bytes": num_bytes, **{name: getattr(info, name) for name in VIDEO_COLUMNS}}
 
 
-def _keep_freed_memory() -> None:
-    """Let C's allocator use again what was freed, instead of giving it to the system at once.
-
-    A network's layers ask for the same megabytes with every frame; else `small` has the kernel clear 1,200 pages a
-    frame, which is 6 % of the depth stage.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc alone has it
-        for name, num_bytes in _KEEP_BYTES.items():
-            ctypes.CDLL(None).mallopt(name, num_bytes)
-
-
 class _DepthStage:
     """The depth actor: loads the model once, then takes clips."""
 
@@ -429,7 +415,7 @@ class _DepthStage:
         identity: str,
         threads: int,
     ) -> None:
-        _keep_freed_memory()
+        keep_freed_memory()
         self._root, self._frames = root, frames
         self._model = load_model(model, device=device, depth_kind=depth_kind, threads=threads)
         if self._model.identity != identity:  # a resumed run would take its own clips for another model's

@@ -99,7 +99,7 @@ def test_downloads_wait_for_who_takes_their_clips(
 def test_a_depth_worker_keeps_the_memory_that_it_needs_with_every_frame() -> None:
     script = """if True:
         import resource, numpy as np
-        from kdepth.stages import _keep_freed_memory
+        from kdepth.heap import keep_freed_memory
         {call}
         for _ in range(20):
             arrays = [np.ones(2**20) for _ in range(12)]  # 8 MiB each
@@ -107,7 +107,7 @@ def test_a_depth_worker_keeps_the_memory_that_it_needs_with_every_frame() -> Non
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"""
     first, as_is, kept = (
         int(subprocess.check_output([sys.executable, "-c", script.format(call=call).replace("range(20)", times)]))
-        for call, times in (("", "range(1)"), ("", "range(20)"), ("_keep_freed_memory()", "range(20)"))
+        for call, times in (("", "range(1)"), ("", "range(20)"), ("keep_freed_memory()", "range(20)"))
     )
     assert kept - first < 0.1 * (as_is - first)
 
