@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdepth.errors import DepthError
-from kdepth.heap import return_freed_memory
+from kdepth.heap import keep_freed_memory, return_freed_memory
 from kdepth.models import Predict
 
 MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH = 1e-4, 1e4  # 1/m: the clamp of Apple's code
@@ -58,6 +58,8 @@ def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
         config = network.config
     network = accelerate(network, fastest_linear(device, dtype), fastest_attention(device, dtype)).to(device)
     return_freed_memory()  # of loading, about 1 GB
+    if device == "cpu":
+        keep_freed_memory()
     # 1536; another size would give an output of the wrong size without a word.
     side = round(config.patch_size / config.scaled_images_ratios[0])
 

@@ -10,8 +10,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Use again what was freed, instead of giving it to the system at once: for a process that computes.
 
-    A network's layers ask for the same megabytes with every frame. Else `small` has the kernel clear 1,200 pages a
-    frame, which takes a sixteenth of the depth stage.
+    A network's layers ask for the same megabytes with every patch and frame. Else the kernel has to clear them each
+    time, for Depth Pro a twentieth of all.
     """
     _call("mallopt", _M_MMAP_THRESHOLD, 2**25)
     _call("mallopt", _M_TRIM_THRESHOLD, 2**29)

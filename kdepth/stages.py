@@ -27,7 +27,6 @@ from kdepth.attempts import counted, repeated
 from kdepth.depth import estimate_clip_depth, frame_selector
 from kdepth.downloads import client_session, fetch
 from kdepth.errors import DamagedMediaError, KdepthError
-from kdepth.heap import keep_freed_memory
 from kdepth.models import DepthKind, load_model, model_identity
 from kdepth.plan import PLAN_SCHEMA, VIDEO_COLUMNS, plan_all
 from kdepth.runs import start_ray
@@ -415,7 +414,6 @@ class _DepthStage:
         identity: str,
         threads: int,
     ) -> None:
-        keep_freed_memory()
         self._root, self._frames = root, frames
         self._model = load_model(model, device=device, depth_kind=depth_kind, threads=threads)
         if self._model.identity != identity:  # a resumed run would take its own clips for another model's

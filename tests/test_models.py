@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import platform
 import shutil
 import subprocess
 import sys
@@ -474,6 +475,23 @@ def test_weights_that_can_t_be_had(offline: bool, tmp_path: Path) -> None:
 
 
 # --- the embedded model -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is tried is glibc's")
+def test_memory_that_is_needed_with_every_frame_is_kept() -> None:
+    script = """if True:
+        import resource, numpy as np
+        from kdepth.heap import keep_freed_memory
+        {call}
+        for _ in range(20):
+            arrays = [np.ones(2**20) for _ in range(12)]  # 8 MiB each
+            del arrays
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"""
+    first, as_is, kept = (
+        int(subprocess.check_output([sys.executable, "-c", script.format(call=call).replace("range(20)", times)]))
+        for call, times in (("", "range(1)"), ("", "range(20)"), ("keep_freed_memory()", "range(20)"))
+    )
+    assert kept - first < 0.1 * (as_is - first)
 
 
 def test_small() -> None:

@@ -2,9 +2,6 @@
 
 import asyncio
 import os
-import platform
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -93,23 +90,6 @@ def test_downloads_wait_for_who_takes_their_clips(
     assert all(held_up.acquire(timeout=60) for _ in range(40))
     assert len(list(tmp_path.glob("raw/**/*.mp4"))) < 12
     assert len(list(rows)) == 23
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is tried is glibc's")
-def test_a_depth_worker_keeps_the_memory_that_it_needs_with_every_frame() -> None:
-    script = """if True:
-        import resource, numpy as np
-        from kdepth.heap import keep_freed_memory
-        {call}
-        for _ in range(20):
-            arrays = [np.ones(2**20) for _ in range(12)]  # 8 MiB each
-            del arrays
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"""
-    first, as_is, kept = (
-        int(subprocess.check_output([sys.executable, "-c", script.format(call=call).replace("range(20)", times)]))
-        for call, times in (("", "range(1)"), ("", "range(20)"), ("keep_freed_memory()", "range(20)"))
-    )
-    assert kept - first < 0.1 * (as_is - first)
 
 
 def test_bad_sources_are_failed_rows_and_stop_nobody(
