@@ -98,7 +98,7 @@ def estimate_clip_depth(
     height, width = first.rgb.shape[:2]
     batches = _batched(first, chosen, model.batch_size)
     with DepthWriter(destination, width, height) as writer, ThreadPoolExecutor(2) as pool:
-        # Three threads on one core would drive each other's data out of its cache: 7 % of the time.
+        # Three threads on one core would drive each other's data out of its cache: 4 % of the time.
         submit = _at_once if model.device == "cpu" and torch.get_num_threads() == 1 else pool.submit
         decoded: Future[list[Frame]] = submit(next, batches, [])
         written: Future[None] | None = None

@@ -291,7 +291,7 @@ def _around(x: Tensor, size: int, join: Callable[[Tensor, Tensor], Tensor]) -> T
 
 def _mean_around(x: Tensor, size: int) -> Tensor:
     """Mean of the pixels around each that lie in the picture."""
-    return _around(x, size, torch.add) / _around(torch.ones_like(x), size, torch.add)
+    return _around(x, size, torch.add) / _around(x.new_ones(x.shape[-2:]), size, torch.add)
 
 
 def upsample(values: Tensor, guide: Tensor, picture: Tensor, *, tolerance: float = 0.12) -> Tensor:

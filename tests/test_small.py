@@ -117,6 +117,8 @@ def test_packed_layers_compute_what_plain_ones_do(dtype: torch.dtype) -> None:
     packed, plain = load_small(dtype=dtype), load_small(dtype=dtype)
     layers = [layer for layer in plain.modules() if isinstance(layer, small.Convolution)]
     assert len(layers) == 59
+    if dtype in (torch.float32, small.fast_dtype()) and torch.backends.mkldnn.is_available():
+        assert all(layer.packed is not None for layer in layers)
     for layer in layers:
         layer.packed = None
     x = torch.from_numpy(np.random.default_rng(3).uniform(-1, 1, (1, 3, 144, 256))).to(dtype)
