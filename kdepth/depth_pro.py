@@ -7,7 +7,8 @@ The network is the one of `transformers`, with parts exchanged for faster ones t
   of several ways to products and attention is fast on a processor is measured when the model is loaded;
 - its convolutions see their data channels-last, which oneDNN is up to seven times faster with;
 - each deconvolution of the decoder takes the 1x1 convolution behind it into its weights;
-- the last layers, in float32, go over the picture in strips: at once they would need 1.2 GB.
+- the decoder makes the encoder's features of a size when it comes to that size, and goes over its pictures in strips:
+  all at once would need 3 GB more, in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,9 @@ from kdepth.models import Predict
 
 MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH = 1e-4, 1e4  # 1/m: the clamp of Apple's code
 
-_PATCHES_AT_ONCE = 5
+# Their widest tensor, 577 x 4096, must stay below the 32 MiB from which on the C library asks the system for memory
+# each time: with five patches in float32 that was a twelfth of all.
+_PATCHES_AT_ONCE = {torch.float32: 2, torch.bfloat16: 5, torch.float16: 5}
 _STRIP_ROWS = 64
 
 
@@ -56,8 +59,7 @@ def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
     else:
         network = load_network(path, dtype)
         config = network.config
-    network = accelerate(network, fastest_linear(device, dtype), fastest_attention(device, dtype)).to(device)
-    return_freed_memory()  # of loading, about 1 GB
+    network = _DepthPro(network, fastest_linear(device, dtype), fastest_attention(device, dtype)).to(device)
     if device == "cpu":
         keep_freed_memory()
     # 1536; another size would give an output of the wrong size without a word.
@@ -68,16 +70,15 @@ def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
         # To [-1, 1], and only then resized: the order of Apple's code.
         pixels = (frames.float() - 127.5) / 127.5
         pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
-        network.use_fov_model = focal_length_px is None and config.use_fov_model
-        output = network(pixel_values=pixels.to(dtype))
+        canonical, fov_deg = network(pixels.to(dtype), with_fov=focal_length_px is None)
         if focal_length_px is not None:
             focal = torch.full((len(frames),), focal_length_px, device=frames.device)
-        elif output.field_of_view is None:
+        elif fov_deg is None:
             raise DepthError(f"{path.name} has no field-of-view network: give focal_length_px")
         else:
-            focal = focal_length_from_fov(output.field_of_view.float(), width)
+            focal = focal_length_from_fov(fov_deg.float(), width)
         # Section 3.1 of the paper: inverse depth = canonical inverse depth x width / focal length.
-        inverse = output.predicted_depth.float() * (width / focal)[:, None, None]
+        inverse = canonical.float() * (width / focal)[:, None, None]
         inverse = F.interpolate(inverse[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
         return inverse.clamp(MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH), focal, None
 
@@ -96,22 +97,36 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 _Way = TypeVar("_Way")
 
 
-def accelerate(network: nn.Module, linear: type[nn.Module], attention: Attention) -> nn.Module:
-    """Exchange parts of transformers' Depth Pro for faster ones, in place."""
-    net: Any = network.requires_grad_(False)
-    patch_encoder, image_encoder = net.depth_pro.encoder.patch_encoder, net.depth_pro.encoder.image_encoder
-    patch_encoder.model = _VisionTransformer(
-        patch_encoder.model, linear, attention, keep=patch_encoder.intermediate_hook_ids
-    )
-    image_encoder.model = _VisionTransformer(image_encoder.model, linear, attention)
-    if net.fov_model is not None:
-        net.fov_model.fov_encoder.model = _VisionTransformer(net.fov_model.fov_encoder.model, linear, attention)
-    fusion = net.fusion_stage
-    fusion.intermediate, fusion.final = nn.ModuleList(map(_Fusion, fusion.intermediate)), _Fusion(fusion.final)
-    net.head = _StripHead(net.head)
-    for module in (net.depth_pro.neck, fusion, net.head):
-        module.to(memory_format=torch.channels_last)
-    return network
+class _DepthPro(nn.Module):
+    """The network, of the parts of transformers' or of what is exchanged for them.
+
+    Args:
+        network: Transformers' Depth Pro; of no use afterwards.
+        linear: A class of `fastest_linear`.
+        attention: One of `fastest_attention`.
+    """
+
+    def __init__(self, network: Any, linear: type[nn.Module], attention: Attention) -> None:
+        super().__init__()
+        network.requires_grad_(False)
+        self.encoder, self.fov = network.depth_pro.encoder, network.fov_model
+        patch_encoder = self.encoder.patch_encoder
+        patch_encoder.model = _VisionTransformer(
+            patch_encoder.model, linear, attention, keep=patch_encoder.intermediate_hook_ids
+        )
+        for part in (self.encoder.image_encoder, *([] if self.fov is None else [self.fov.fov_encoder])):
+            part.model = _VisionTransformer(part.model, linear, attention)
+        self.decoder = _Decoder(network).to(memory_format=torch.channels_last)
+
+    def forward(self, pixels: Tensor, *, with_fov: bool) -> tuple[Tensor, Tensor | None]:
+        """Canonical inverse depth and, if there is a network for it, the field of view in degrees ``(N,)``.
+
+        Both of ``(N, 3, 1536, 1536)`` pixels in [-1, 1]; the depth is ``(N, 1536, 1536)``.
+        """
+        encoded = self.encoder(pixels).features
+        return_freed_memory()  # the decoder's tensors are of other sizes
+        canonical, coarse = self.decoder(encoded)
+        return canonical, self.fov(pixels, coarse) if with_fov and self.fov is not None else None
 
 
 class _TorchLinear(nn.Module):
@@ -146,7 +161,7 @@ class _PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PATCHES_AT_ONCE * 577)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PATCHES_AT_ONCE[weight.dtype] * 577)
         self.bias = nn.Parameter(bias, False)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -169,13 +184,14 @@ def _attention_at_once(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, scale=1.0)
 
 
-def _attention_by_picture(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same in steps, one picture after the other, so that its scores stay in the cache."""
+def _attention_in_steps(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same in steps, two heads a thread after the other, so that their scores stay in the cache."""
+    heads = 2 * torch.get_num_threads()
     attended = []
-    for q, k, v in zip(query, key, value, strict=True):
-        scores = torch.bmm(q.contiguous(), k.contiguous().transpose(1, 2))
-        attended.append(torch.bmm(scores.softmax(-1), v.contiguous()))
-    return torch.stack(attended)
+    for q, k, v in zip(*(torch.split(part.flatten(0, 1), heads) for part in (query, key, value)), strict=True):
+        scores = torch.bmm(q, k.transpose(1, 2))
+        attended.append(torch.bmm(scores.softmax(-1), v))
+    return torch.cat(attended).view(query.shape)
 
 
 @lru_cache
@@ -183,7 +199,8 @@ def fastest_linear(device: str, dtype: torch.dtype) -> type[nn.Module]:
     """The fastest way to a matrix product on this processor, found by measuring (two or three seconds)."""
     if device != "cpu":
         return _TorchLinear
-    rows, weight = torch.randn(1, _PATCHES_AT_ONCE * 577, 1024, dtype=dtype), torch.randn(4096, 1024, dtype=dtype)
+    rows = torch.randn(1, _PATCHES_AT_ONCE[dtype] * 577, 1024, dtype=dtype)
+    weight = torch.randn(4096, 1024, dtype=dtype)
     layers: dict[type[nn.Module], Callable[[], object]] = {}
     for kind in (_TorchLinear, _ConvolutionLinear, _PackedLinear):
         with suppress(AttributeError, RuntimeError):  # a torch built without oneDNN
@@ -198,8 +215,9 @@ def fastest_attention(device: str, dtype: torch.dtype) -> Attention:
     """The faster way to attention on this processor, found by measuring (half a second)."""
     if device != "cpu" or dtype == torch.float32:  # in float32 torch's own is the faster one, and the more exact
         return _attention_at_once
-    query, key, value = torch.randn(_PATCHES_AT_ONCE, 577, 3, 16, 64, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
-    ways: tuple[Attention, ...] = (_attention_at_once, _attention_by_picture)
+    tokens = torch.randn(_PATCHES_AT_ONCE[dtype], 577, 3, 16, 64, dtype=dtype)
+    query, key, value = tokens.permute(2, 0, 3, 1, 4).unbind(0)
+    ways: tuple[Attention, ...] = (_attention_at_once, _attention_in_steps)
     return _fastest({way: partial(way, query, key, value) for way in ways})
 
 
@@ -244,13 +262,14 @@ class _VisionTransformer(nn.Module):
                 "fc2": linear(layer.mlp.fc2.weight * scale2[:, None], layer.mlp.fc2.bias * scale2),
             }
             self.blocks.append(nn.ModuleDict(block))
-        vit.encoder.layer = nn.ModuleList()  # let the old weights go
+        vit.encoder.layer = nn.ModuleList()
+        return_freed_memory()  # of the old weights, or in the end all of them would be there twice
 
     def forward(self, pixel_values: Tensor, **_: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutput
 
         # On a GPU everything at once.
-        at_once = _PATCHES_AT_ONCE if pixel_values.device.type == "cpu" else len(pixel_values)
+        at_once = _PATCHES_AT_ONCE[pixel_values.dtype] if pixel_values.device.type == "cpu" else len(pixel_values)
         last, kept = zip(*(self._encode(patches) for patches in torch.split(pixel_values, at_once)), strict=True)
         # transformers counts the embedding as hidden state 0.
         hidden: Any = {layer + 1: torch.cat([part[layer] for part in kept]) for layer in self.keep}
@@ -271,6 +290,35 @@ class _VisionTransformer(nn.Module):
         return self.layernorm(x), kept
 
 
+class _Strip(NamedTuple):
+    """Some rows of a picture. Where it goes on, each 3x3 convolution takes a row, so there must be more of them."""
+
+    top: int
+    bottom: int
+    height: int
+
+    def of(self, picture: Tensor, more: int) -> Tensor:
+        """These rows and `more` on either side, of a picture ``(N, C, H, W)`` of `height` or of half of it."""
+        scale = self.height // picture.shape[2]
+        top, bottom = max(self.top - more, 0), min(self.bottom + more, self.height)
+        return picture[:, :, top // scale : bottom // scale]
+
+    def convolve(self, layer: Any, rows: Tensor) -> Tensor:
+        """A 3x3 convolution: at the picture's border with padding, as for the whole, elsewhere to a row less."""
+        above, below = int(self.top == 0), int(self.bottom == self.height)
+        if above or below:
+            rows = F.pad(rows, (0, 0, above, below))
+        return F.conv2d(rows, layer.weight, layer.bias, padding=(0, 1))
+
+    def trim(self, rows: Tensor) -> Tensor:
+        """What is left of them after a 3x3 convolution."""
+        return rows[:, :, int(self.top > 0) : rows.shape[2] - int(self.bottom < self.height)]
+
+
+def _strips(height: int) -> list[_Strip]:
+    return [_Strip(top, min(top + _STRIP_ROWS, height), height) for top in range(0, height, _STRIP_ROWS)]
+
+
 class _Residual(nn.Module):
     """A residual unit of the decoder, in place where it can be."""
 
@@ -280,23 +328,36 @@ class _Residual(nn.Module):
             raise DepthError("Depth Pro with batch norm in its decoder is not supported")
         self.first, self.second = unit.convolution1, unit.convolution2
 
-    def forward(self, features: Tensor) -> Tensor:
-        out: Tensor = self.second(F.relu_(self.first(F.relu(features))))
-        return out.add_(features)
+    def forward(self, features: Tensor, strip: _Strip) -> Tensor:
+        out = strip.convolve(self.second, F.relu_(strip.convolve(self.first, F.relu(features))))
+        return out.add_(strip.trim(strip.trim(features)))
 
 
 class _Fusion(nn.Module):
-    """A step of the decoder that holds as few tensors as it can: at 768 x 768 each takes 0.3 GB in bfloat16."""
+    """A step of the decoder: what the one before gave, doubled in size here, and the encoder's features of that size.
 
-    def __init__(self, layer: Any) -> None:
+    Args:
+        layer: The step in transformers.
+        features_up: The deconvolution of the step before.
+        skip_up: The last one of the encoder's features, if it is left to this step.
+    """
+
+    def __init__(self, layer: Any, features_up: nn.Module, skip_up: nn.Module | None = None) -> None:
         super().__init__()
+        self.features_up, self.skip_up = features_up, skip_up or nn.Identity()
         self.skip, self.refine = _Residual(layer.residual_layer1), _Residual(layer.residual_layer2)
-        self.out = _fold(layer.deconv, layer.projection) if layer.use_deconv else layer.projection
 
-    def forward(self, features: Tensor, skip: Tensor | None = None) -> Tensor:
-        if skip is not None:
-            features = self.skip(skip).add_(features)
-        out: Tensor = self.out(self.refine(features))
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        out = torch.empty_like(skip)
+        for strip in _strips(2 * features.shape[2]):
+            out[:, :, strip.top : strip.bottom] = self.strip(features, skip, strip)
+        return out
+
+    def strip(self, features: Tensor, skip: Tensor, strip: _Strip, more: int = 0) -> Tensor:
+        """A strip of the result, with `more` rows on either side where the picture goes on."""
+        both: Tensor = self.skip(self.skip_up(strip.of(skip, more + 4)), strip)
+        both = both.add_(self.features_up(strip.of(features, more + 2)))
+        out: Tensor = self.refine(both, strip)
         return out
 
 
@@ -310,28 +371,60 @@ def _fold(deconvolution: nn.ConvTranspose2d, projection: nn.Conv2d) -> nn.ConvTr
     return folded
 
 
-class _StripHead(nn.Module):
-    """The last layers: 3x3, deconvolution, then in float32 3x3, ReLU, 1x1, ReLU; strip by strip."""
+class _Head(nn.Module):
+    """The decoder's last step, at 768 x 768, and the last layers, at 1536 x 1536.
 
-    def __init__(self, head: Any) -> None:
+    The last layers: 1x1, 3x3, deconvolution, then in float32 3x3, ReLU, 1x1, ReLU.
+    """
+
+    def __init__(self, fusion: _Fusion, projection: nn.Module, head: Any) -> None:
         super().__init__()
+        self.fusion, self.projection = fusion, projection
         self.first, self.deconvolution, self.second, _, self.third, _ = head.layers
         # 8 bits of bfloat16 here would show as bands in the depth.
         self.second.float()
         self.third.float()
 
-    def forward(self, features: Tensor) -> Tensor:
-        features = self.first(features)
-        height, strips = features.shape[2], []
-        for top in range(0, height, _STRIP_ROWS):
-            bottom = min(top + _STRIP_ROWS, height)
-            # One row more on either side, for the 3x3 convolution; at the border it is padding, as for the whole.
-            above, below = int(top > 0), int(bottom < height)
-            fine = self.deconvolution(features[:, :, top - above : bottom + below]).float()
-            fine = F.relu(self.second(fine))
-            fine = F.relu(self.third(fine))
-            strips.append(fine[:, 0, 2 * above : fine.shape[2] - 2 * below])
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        strips = []
+        for strip in _strips(2 * features.shape[2]):
+            rows = self.projection(self.fusion.strip(features, skip, strip, more=2))
+            rows = self.deconvolution(strip.convolve(self.first, rows)).float()
+            rows = F.relu_(strip.trim(strip.convolve(self.second, rows)))
+            strips.append(F.relu_(self.third(rows))[:, 0])
         return torch.cat(strips, dim=1)
+
+
+class _Decoder(nn.Module):
+    """From the features of the encoders, a handful of sizes, to canonical inverse depth."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        neck, fusion = network.depth_pro.neck, network.fusion_stage
+        up, projections = neck.feature_upsample, neck.feature_projection.projections
+        if not isinstance(projections[-1], nn.Identity):
+            raise DepthError("Depth Pro with a projection of its finest features is not supported")
+        skip_up = up.intermediate[-1].layers.pop(-1)
+        self.ups = nn.ModuleList([up.image_block, *up.scaled_images, *up.intermediate])
+        self.merge, self.projections = neck.fuse_image_with_low_res, projections
+        self.start = _Residual(fusion.intermediate[0].residual_layer2)
+        *ups, last_up = (_fold(layer.deconv, layer.projection) for layer in fusion.intermediate)
+        self.steps = nn.ModuleList(map(_Fusion, fusion.intermediate[1:], ups))
+        self.head = _Head(_Fusion(fusion.final, last_up, skip_up), fusion.final.projection, network.head)
+
+    def forward(self, encoded: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Canonical inverse depth, and the coarsest features, which the field of view is estimated from, too.
+
+        Args:
+            encoded: What the image encoder gave, then the patch encoder's from coarse to fine. Empty in the end.
+        """
+        ups = iter(self.ups)
+        image, low = next(ups)(encoded.pop(0)), next(ups)(encoded.pop(0))
+        coarse = self.projections[0](self.merge(torch.cat((low, image), dim=1)))
+        features = self.start(coarse, _Strip(0, coarse.shape[2], coarse.shape[2]))
+        for up, projection, step in zip(ups, self.projections[1:], [*self.steps, self.head], strict=True):
+            features = step(features, projection(up(encoded.pop(0))))
+        return features, coarse
 
 
 # --- Apple's file -----------------------------------------------------------------------------------------------------

@@ -208,6 +208,15 @@ def test_a_known_focal_length_replaces_the_estimated_one(checkpoints: Path, monk
     np.testing.assert_allclose(given.inverse_depth, estimated.inverse_depth * scale, rtol=1e-5)
 
 
+def test_the_strips_of_depth_pro_make_the_whole(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = make_frames(1, 90, 160)
+    model = load(checkpoints, "depth-pro")
+    monkeypatch.setattr(depth_pro, "_STRIP_ROWS", 4096)
+    whole = model.estimate(frames).inverse_depth
+    monkeypatch.setattr(depth_pro, "_STRIP_ROWS", 16)  # eight of them, so that most go on at both sides
+    np.testing.assert_allclose(model.estimate(frames).inverse_depth, whole, rtol=1e-6)
+
+
 def test_focal_length_of_known_fields_of_view() -> None:
     focal_length_px = depth_pro.focal_length_from_fov(torch.tensor([90.0, 60.0]), 640)
     np.testing.assert_allclose(focal_length_px.numpy(), [320, 320 * 3**0.5], rtol=1e-6)
@@ -246,7 +255,7 @@ def test_the_way_to_a_product_is_measured() -> None:
     ways = (depth_pro._TorchLinear, depth_pro._ConvolutionLinear, depth_pro._PackedLinear)
     assert depth_pro.fastest_linear("cpu", torch.float32) in ways
     assert depth_pro.fastest_linear("cuda", torch.float16) is depth_pro._TorchLinear
-    ways = (depth_pro._attention_at_once, depth_pro._attention_by_picture)
+    ways = (depth_pro._attention_at_once, depth_pro._attention_in_steps)
     assert depth_pro.fastest_attention("cpu", torch.bfloat16) in ways
     assert depth_pro.fastest_attention("cpu", torch.float32) is depth_pro._attention_at_once
 
@@ -257,7 +266,7 @@ def test_ways_to_attention_agree(dtype: torch.dtype) -> None:
     query, key, value = torch.randn((3, 2, 4, 37, 16), generator=generator).to(dtype).unbind(0)
     expected = (query.double() @ key.double().transpose(-1, -2)).softmax(-1) @ value.double()
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
-    for way in (depth_pro._attention_at_once, depth_pro._attention_by_picture):
+    for way in (depth_pro._attention_at_once, depth_pro._attention_in_steps):
         torch.testing.assert_close(way(query, key, value).double(), expected, atol=tolerance, rtol=0)
 
 
