@@ -32,7 +32,7 @@ from kdepth.models import Predict
 MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH = 1e-4, 1e4  # 1/m: the clamp of Apple's code
 
 # Their widest tensor, 577 x 4096, must stay below the 32 MiB from which on the C library asks the system for memory
-# each time: with five patches in float32 that was a twelfth of all.
+# each time: with five patches in float32 that was a twelfth of their time.
 _PATCHES_AT_ONCE = {torch.float32: 2, torch.bfloat16: 5, torch.float16: 5}
 _STRIP_ROWS = 64
 
@@ -124,7 +124,8 @@ class _DepthPro(nn.Module):
         Both of ``(N, 3, 1536, 1536)`` pixels in [-1, 1]; the depth is ``(N, 1536, 1536)``.
         """
         encoded = self.encoder(pixels).features
-        return_freed_memory()  # the decoder's tensors are of other sizes
+        if pixels.device.type == "cpu":
+            return_freed_memory()  # the decoder's tensors are of other sizes
         canonical, coarse = self.decoder(encoded)
         return canonical, self.fov(pixels, coarse) if with_fov and self.fov is not None else None
 
@@ -408,9 +409,9 @@ class _Decoder(nn.Module):
         self.ups = nn.ModuleList([up.image_block, *up.scaled_images, *up.intermediate])
         self.merge, self.projections = neck.fuse_image_with_low_res, projections
         self.start = _Residual(fusion.intermediate[0].residual_layer2)
-        *ups, last_up = (_fold(layer.deconv, layer.projection) for layer in fusion.intermediate)
-        self.steps = nn.ModuleList(map(_Fusion, fusion.intermediate[1:], ups))
-        self.head = _Head(_Fusion(fusion.final, last_up, skip_up), fusion.final.projection, network.head)
+        *folded, last = (_fold(layer.deconv, layer.projection) for layer in fusion.intermediate)
+        self.steps = nn.ModuleList(map(_Fusion, fusion.intermediate[1:], folded))
+        self.head = _Head(_Fusion(fusion.final, last, skip_up), fusion.final.projection, network.head)
 
     def forward(self, encoded: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Canonical inverse depth, and the coarsest features, which the field of view is estimated from, too.

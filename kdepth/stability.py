@@ -29,7 +29,7 @@ def sampled(inverse_depth: NDArray[np.floating]) -> NDArray[np.float32]:
 def steady_grey(rgb: NDArray[np.uint8]) -> NDArray[np.int16]:
     """Grey values of the same pixels: int16 ``(H / 4, W / 4)`` of uint8 ``(H, W, 3)``."""
     red, green, blue = np.moveaxis(rgb[::_STRIDE, ::_STRIDE], 2, 0)
-    grey: NDArray[np.int16] = (red.astype(np.int16) + green + blue) // 3  # 30 times as fast as a mean over that axis
+    grey: NDArray[np.int16] = (red.astype(np.int16) + green + blue) // 3  # a tenth of the time of a mean over that axis
     return grey
 
 
