@@ -13,6 +13,7 @@ The network is the one of `transformers`, with parts exchanged for faster ones t
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from collections.abc import Callable
@@ -110,10 +111,9 @@ class _DepthPro(nn.Module):
         super().__init__()
         network.requires_grad_(False)
         self.encoder, self.fov = network.depth_pro.encoder, network.fov_model
-        patch_encoder = self.encoder.patch_encoder
-        patch_encoder.model = _VisionTransformer(
-            patch_encoder.model, linear, attention, keep=patch_encoder.intermediate_hook_ids
-        )
+        patches = self.encoder.patch_encoder
+        model = _VisionTransformer(patches.model, linear, attention, keep=patches.intermediate_hook_ids)
+        self.encoder.patch_encoder = _PatchEncoder(model, patches.config)
         for part in (self.encoder.image_encoder, *([] if self.fov is None else [self.fov.fov_encoder])):
             part.model = _VisionTransformer(part.model, linear, attention)
         self.decoder = _Decoder(network).to(memory_format=torch.channels_last)
@@ -128,6 +128,45 @@ class _DepthPro(nn.Module):
             return_freed_memory()  # the decoder's tensors are of other sizes
         canonical, coarse = self.decoder(encoded)
         return canonical, self.fov(pixels, coarse) if with_fov and self.fov is not None else None
+
+
+class _PatchEncoder(nn.Module):
+    """As transformers' own, which cuts the patches with `unfold`: 21 of 75 ms a frame on an H100 in float16."""
+
+    def __init__(self, model: _VisionTransformer, config: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.side = config.patch_size
+        self.scales = list(zip(config.scaled_images_ratios, config.scaled_images_overlap_ratios, strict=True))
+        self.layers = config.intermediate_hook_ids
+        self.padding = config.merge_padding_value
+        self.tokens = config.image_model_config.image_size // config.image_model_config.patch_size
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Features ``(N, C, h, w)``: of each scale, from coarse to fine, and of layers in between at the finest."""
+        from transformers.models.depth_pro.modeling_depth_pro import reconstruct_feature_maps
+
+        pictures = [F.interpolate(pixels, scale_factor=ratio, mode="bilinear") for ratio, _ in self.scales]
+        patches = [self._cut(picture, overlap) for picture, (_, overlap) in zip(pictures, self.scales, strict=True)]
+        encoded = self.model(torch.cat(patches[::-1]))  # the finest first
+        last = torch.split(encoded.last_hidden_state, [len(part) for part in patches[::-1]])[::-1]
+        found = [*enumerate(last), *((len(last) - 1, encoded.hidden_states[layer + 1]) for layer in self.layers)]
+        base = pixels.shape[2] >> int(math.log2(pixels.shape[2] / self.tokens))
+        return [
+            reconstruct_feature_maps(
+                hidden,
+                batch_size=len(pixels),
+                padding=int(self.padding * (1 / self.scales[scale][0])),
+                output_size=(base << scale, base << scale),
+            )
+            for scale, hidden in found
+        ]
+
+    def _cut(self, pictures: Tensor, overlap: float) -> Tensor:
+        """All pictures' first patches, then all their second ones, and so on; as ``unfold`` in transformers."""
+        stride = int(self.side * (1 - overlap))
+        patches = pictures.unfold(2, self.side, stride).unfold(3, self.side, stride)
+        return patches.permute(2, 3, 0, 1, 4, 5).reshape(-1, pictures.shape[1], self.side, self.side)
 
 
 class _TorchLinear(nn.Module):
@@ -306,10 +345,17 @@ class _Strip(NamedTuple):
 
     def convolve(self, layer: Any, rows: Tensor) -> Tensor:
         """A 3x3 convolution: at the picture's border with padding, as for the whole, elsewhere to a row less."""
+        return F.conv2d(self._pad(rows), layer.weight, layer.bias, padding=(0, 1))
+
+    def convolve_relu(self, layer: Any, rows: Tensor) -> Tensor:
+        """The same and a ReLU; cuDNN does both in one, and the bias, which alone takes a fifth of the time."""
+        if rows.is_cuda:
+            return torch.cudnn_convolution_relu(self._pad(rows), layer.weight, layer.bias, (1, 1), (0, 1), (1, 1), 1)
+        return F.relu_(self.convolve(layer, rows))
+
+    def _pad(self, rows: Tensor) -> Tensor:
         above, below = int(self.top == 0), int(self.bottom == self.height)
-        if above or below:
-            rows = F.pad(rows, (0, 0, above, below))
-        return F.conv2d(rows, layer.weight, layer.bias, padding=(0, 1))
+        return F.pad(rows, (0, 0, above, below)) if above or below else rows
 
     def trim(self, rows: Tensor) -> Tensor:
         """What is left of them after a 3x3 convolution."""
@@ -330,7 +376,7 @@ class _Residual(nn.Module):
         self.first, self.second = unit.convolution1, unit.convolution2
 
     def forward(self, features: Tensor, strip: _Strip) -> Tensor:
-        out = strip.convolve(self.second, F.relu_(strip.convolve(self.first, F.relu(features))))
+        out = strip.convolve(self.second, strip.convolve_relu(self.first, F.relu(features)))
         return out.add_(strip.trim(strip.trim(features)))
 
 
@@ -391,7 +437,7 @@ class _Head(nn.Module):
         for strip in _strips(2 * features.shape[2]):
             rows = self.projection(self.fusion.strip(features, skip, strip, more=2))
             rows = self.deconvolution(strip.convolve(self.first, rows)).float()
-            rows = F.relu_(strip.trim(strip.convolve(self.second, rows)))
+            rows = strip.trim(strip.convolve_relu(self.second, rows))
             strips.append(F.relu_(self.third(rows))[:, 0])
         return torch.cat(strips, dim=1)
 

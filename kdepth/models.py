@@ -232,7 +232,7 @@ def _load_small(device: str, dtype: str) -> DepthModel:
         kind="relative",
         name="small",
         revision=_small_revision(),
-        batch_size=8 if device == "cpu" else 64,
+        batch_size=8 if device == "cpu" else 32,
         device=device,
         by_frame=device == "cpu",  # on a GPU what they give would all be held there
     )

@@ -28,6 +28,7 @@ LONG_SIDE_PX = 256  # of the network's input; trained at 192 to 256
 # Of what stands still: the share of the frame before, and the difference of colour in levels of 255 at which 1/e of
 # that share is left. Chosen on the still part of real video (.7 to .9, 4 to 20), and by looking at what moves there.
 _KEPT, _SAME_COLOUR = 0.85, 20.0
+_ENLARGED_TOGETHER = 16  # frames on a GPU: at 640 x 360 some 300 MB
 _LOCK = threading.Lock()  # the number of threads is the process's
 Frame = tuple[Tensor, Tensor]  # a picture (3, h, w) at the network's size, and its inverse depth (h, w)
 # Stages of EfficientNet-Lite0: kernel, stride, expansion, channels out, repeats.
@@ -207,32 +208,40 @@ class SmallNetwork(nn.Module):
             raise ValueError(
                 f"frames must be uint8 (N >= 1, H >= 32, W >= 32, 3), got {frames.dtype} {tuple(frames.shape)}"
             )
-        device, dtype = self.head.weight.device, self.coarse.weight.dtype
         height, width = frames.shape[1:3]
         scale = LONG_SIDE_PX / max(height, width)
         size = [max(32, round(side * scale / 16) * 16) for side in (height, width)]
-        out = torch.empty((len(frames), height, width), device=device)
         if before is not None and list(before[1].shape) != size:
             before = None
+        device = self.head.weight.device
+        frames = frames.to(device)
+        return (self._follow_each if device.type == "cpu" else self._follow_together)(frames, size, before)
+
+    def _look(self, frames: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
+        """Pictures (N, 3, h, w) in [-1, 1] and inverse depth (N, h, w) at the network's size."""
+        picture = frames.permute(0, 3, 1, 2)
+        if frames.device.type != "cpu":
+            picture = picture.float()  # no other device resizes bytes
+        x = functional.interpolate(picture, size, mode="bilinear", antialias=True).float() / 127.5 - 1
+        pixels = x.to(self.coarse.weight.dtype).contiguous(memory_format=torch.channels_last)
+        return x, self.invert(self.decode(self.features(pixels)))
+
+    def _follow_each(self, frames: Tensor, size: list[int], before: Frame | None) -> tuple[Tensor, Frame]:
+        """Frame by frame, each in a thread."""
+        out = torch.empty(frames.shape[:3])
 
         @torch.inference_mode()
         def look(frame: Tensor) -> Frame:
-            picture = frame.to(device).permute(2, 0, 1)[None]
-            small = functional.interpolate(
-                picture if device.type == "cpu" else picture.float(), size, mode="bilinear", antialias=True
-            )
-            x = small.float() / 127.5 - 1
-            inverse = self.invert(self.decode(self.features(x.to(dtype).contiguous(memory_format=torch.channels_last))))
+            x, inverse = self._look(frame[None], size)
             return x[0], inverse[0]
 
         @torch.inference_mode()
         def enlarge(n: int, last: Frame) -> None:
-            picture = frames[n].to(device).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
-            out[n] = upsample(last[1], last[0], picture)
+            out[n] = upsample(last[1][None], last[0][None], _scaled(frames[n : n + 1]))[0]
 
         with _one_thread() as threads, ThreadPoolExecutor(threads) as pool:
             # Alone in this thread: with every other one C's allocator opens a heap, which keeps what it once had.
-            alone = threads == 1 or device.type != "cpu"
+            alone = threads == 1
             jobs = []
             for n, seen in enumerate(map(look, frames) if alone else pool.map(look, frames)):
                 before = seen if before is None else (seen[0], steady(seen, before))
@@ -244,6 +253,21 @@ class SmallNetwork(nn.Module):
                 job.result()
         assert before is not None
         return out, before
+
+    def _follow_together(self, frames: Tensor, size: list[int], before: Frame | None) -> tuple[Tensor, Frame]:
+        """All frames at once, for a GPU, which a single one does not fill; only the average over time is one by one."""
+        x, inverse = self._look(frames, size)
+        picture_before, last = before or (x[0], inverse[0])
+        for own, kept in zip(inverse, _kept(x, torch.cat((picture_before[None], x[:-1]))), strict=True):
+            last = own.lerp_(last, kept)
+        parts = [torch.split(part, _ENLARGED_TOGETHER) for part in (inverse, x, frames)]
+        out = [upsample(values, guide, _scaled(some)) for values, guide, some in zip(*parts, strict=True)]
+        return torch.cat(out), (x[-1].clone(), last.clone())
+
+
+def _scaled(frames: Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1]."""
+    return frames.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
 
 
 @contextlib.contextmanager
@@ -270,12 +294,17 @@ def steady(frame: Frame, before: Frame) -> Tensor:
         frame, before: Picture (3, h, w) in [-1, 1] and inverse depth (h, w); that of ``before`` averaged already.
     """
     (picture, inverse), (picture_before, inverse_before) = frame, before
-    difference = _mean_around(picture - picture_before, 3).abs().amax(0)
+    return inverse.lerp(inverse_before, _kept(picture, picture_before))
+
+
+def _kept(picture: Tensor, before: Tensor) -> Tensor:
+    """The share of the result before that each pixel keeps: (..., h, w) of pictures (..., 3, h, w)."""
+    difference = _mean_around(picture - before, 3).abs().amax(-3)
     difference = _around(difference, 5, torch.maximum)
     same = _mean_around(torch.exp(-((difference * (127.5 / _SAME_COLOUR)) ** 2)), 5)
     # Two pictures that have nothing to do with each other agree in about a tenth of their pixels.
-    trust = ((same.mean() - 0.15) / 0.15).clamp(0, 1)
-    return inverse.lerp(inverse_before, _KEPT * trust * same)
+    trust = ((same.mean((-2, -1), keepdim=True) - 0.15) / 0.15).clamp(0, 1)
+    return _KEPT * trust * same
 
 
 def _around(x: Tensor, size: int, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -300,29 +329,29 @@ def upsample(values: Tensor, guide: Tensor, picture: Tensor, *, tolerance: float
     Edges of the result then lie where the picture has them (Kopf et al. 2007, "Joint Bilateral Upsampling").
 
     Args:
-        values: float32 (h, w).
-        guide: float32 (3, h, w), the small picture that ``values`` belong to.
-        picture: float32 (3, H, W), the large picture.
+        values: float32 (N, h, w).
+        guide: float32 (N, 3, h, w), the small pictures that ``values`` belong to.
+        picture: float32 (N, 3, H, W), the large pictures.
         tolerance: Colour difference (root of the squared sum) at which a neighbour counts 1/sqrt(e), in units of the
         colours.
 
     Returns:
-        float32 (H, W).
+        float32 (N, H, W).
     """
-    (h, w), (height, width) = values.shape, picture.shape[1:]
-    rows = torch.cat((values[None], guide)).view(-1, w)
+    (n, h, w), (height, width) = values.shape, picture.shape[2:]
+    rows = torch.cat((values[:, None], guide), 1).view(-1, w)
     y = ((torch.arange(height, device=values.device) + 0.5) * (h / height) - 0.5).clamp(0, h - 1)
     x = ((torch.arange(width, device=values.device) + 0.5) * (w / width) - 0.5).clamp(0, w - 1)
     y0, x0 = y.floor().long().clamp(max=max(h - 2, 0)), x.floor().long().clamp(max=max(w - 2, 0))
-    total, weights = torch.zeros_like(picture[0]), torch.zeros_like(picture[0])
+    total, weights = torch.zeros_like(picture[:, 0]), torch.zeros_like(picture[:, 0])
     for dx in (0, 1):
         wx = (x - x0) if dx else 1 - (x - x0)
-        columns = rows.index_select(1, x0 + dx).view(-1, h, width)  # of a matrix: three times as fast
+        columns = rows.index_select(1, x0 + dx).view(4 * n, h, width)  # of a matrix: three times as fast
         for dy in (0, 1):
             wy = (y - y0) if dy else 1 - (y - y0)
-            value, *colours = columns.index_select(1, y0 + dy)
+            value, *colours = columns.index_select(1, y0 + dy).view(n, 4, height, width).unbind(1)
             weight = torch.zeros_like(value)
-            for colour, wanted in zip(colours, picture, strict=True):
+            for colour, wanted in zip(colours, picture.unbind(1), strict=True):
                 weight += colour.sub_(wanted).square_()
             weight.mul_(-0.5 / tolerance**2).exp_().add_(1e-3).mul_(wy[:, None] * wx)
             total.addcmul_(weight, value)

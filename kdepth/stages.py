@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 # worker process a core. What they leave of a core is for downloads, which wait more than they compute.
 _STAGE_CPUS = 0.9
 _DOWNLOAD_CPUS = 0.1
+_MOST_ACTORS_A_GPU = 8
 _MAX_DOWNLOAD_TASKS = 1000  # each costs the driver a few milliseconds before anything starts
 # What is done faster than this goes on together: Ray Data takes some 20 ms for each block, and a block's clips are one
 # worker's.
@@ -163,8 +164,9 @@ def estimate_depth(
         frames: As for `estimate_clip_depth`.
         device: ``"auto"``: the GPUs if the cluster has any; else ``"cpu"`` or ``"cuda"``.
         depth_kind: As for `load_model`: a DPT checkpoint needs it.
-        concurrency: Actors, each with the model loaded once. Default: one a GPU; without GPU one a core for ``small``,
-            and for larger networks one that uses all cores.
+        concurrency: Actors, each with the model loaded once; more than GPUs share them. Default: one a GPU, for
+            ``small`` one for every two cores (up to 8 a GPU); without GPU one a core for ``small``, and for larger
+            networks one that uses all cores.
 
     Raises:
         ValueError: `frames` is not one of the allowed values.
@@ -175,17 +177,27 @@ def estimate_depth(
     resources = ray.cluster_resources()
     gpus = 0 if device == "cpu" else int(resources.get("GPU", 0))
     cpus = max(1, int(resources.get("CPU", 1)))
-    size = concurrency or gpus or (cpus if model == "small" else 1)
+    size, share = _actors(cpus, gpus, concurrency, small=model == "small")
     threads = max(1, cpus // size)
     return clips.map_batches(
         _DepthStage,
         fn_constructor_args=(Root(root), model, frames, device, depth_kind, identity, threads),
-        batch_size=None,
+        batch_size=1 if gpus else None,  # with GPUs Ray Data insists on a number; these are clips
         batch_format="pyarrow",
         num_cpus=_STAGE_CPUS,
-        num_gpus=1 if gpus else None,
+        num_gpus=share,
         compute=ray.data.ActorPoolStrategy(size=size),
     )
+
+
+def _actors(cpus: int, gpus: int, concurrency: int | None, *, small: bool) -> tuple[int, float | None]:
+    """How many depth actors, and how much of a GPU each gets."""
+    if not gpus:
+        return concurrency or (cpus if small else 1), None
+    # With `small` a GPU is ten times as fast as one process decodes and encodes for it.
+    size = concurrency or gpus * (min(max(1, cpus // gpus // 2), _MOST_ACTORS_A_GPU) if small else 1)
+    # Ray counts ten-thousandths of a GPU: rounded up, they would not all fit.
+    return size, math.floor(1e4 / math.ceil(size / gpus)) / 1e4
 
 
 # --- what runs in the workers ---------------------------------------------------------------------------------------

@@ -59,6 +59,17 @@ def test_a_clip_gives_the_same_bits_in_any_number_of_calls_and_threads(network: 
         torch.set_num_threads(before)
 
 
+def test_frames_at_once_give_what_each_alone_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, frames = load_small(dtype=torch.float32), picture(90, 160, count=5)
+    each, last = network.follow(frames)
+    monkeypatch.setattr(SmallNetwork, "_follow_each", SmallNetwork._follow_together)  # as on a GPU
+    monkeypatch.setattr(small, "_ENLARGED_TOGETHER", 2)
+    first, before = network.follow(frames[:3])
+    second, last_of_all = network.follow(frames[3:], before)
+    torch.testing.assert_close(torch.cat((first, second)), each, rtol=1e-4, atol=0)
+    torch.testing.assert_close(last_of_all, last, rtol=1e-4, atol=1e-6)
+
+
 def test_what_stands_still_is_averaged_over_time_and_a_cut_is_not(network: SmallNetwork) -> None:
     still = picture(180, 320, count=10)  # the same scene with other grain
     other = 255 - picture(180, 320).flip(2)
@@ -137,14 +148,14 @@ def test_pixels_around_are_pooled_as_torch_does(size: int) -> None:
 
 
 def test_upsampling_puts_an_edge_where_the_picture_has_it() -> None:
-    large = torch.full((3, 80, 80), -0.5)
-    large[:, :, 43:] = 0.5
-    guide = torch.nn.functional.interpolate(large[None], (20, 20), mode="area")[0]
-    values = torch.where(torch.arange(20) < 11, 1.0, 3.0).expand(20, 20)
-    result = upsample(values, guide, large)
+    large = torch.full((1, 3, 80, 80), -0.5)
+    large[..., 43:] = 0.5
+    guide = torch.nn.functional.interpolate(large, (20, 20), mode="area")
+    values = torch.where(torch.arange(20) < 11, 1.0, 3.0).expand(1, 20, 20)
+    (result,) = upsample(values, guide, large)
     assert (result[:, :42] < 1.3).all()
     assert (result[:, 46:] > 2.7).all()
-    assert torch.allclose(upsample(torch.full((20, 20), 2.0), guide, large), torch.full((80, 80), 2.0))
+    assert torch.allclose(upsample(torch.full((1, 20, 20), 2.0), guide, large), torch.full((1, 80, 80), 2.0))
 
 
 def test_depth_of_unseen_rendered_scenes(network: SmallNetwork) -> None:

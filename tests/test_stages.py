@@ -1,6 +1,7 @@
 """The verbs over a real Ray, a real server and real files."""
 
 import asyncio
+import math
 import os
 import threading
 from collections import Counter
@@ -309,3 +310,20 @@ def test_no_row_is_lost_with_a_worker(ray_cluster: None, tmp_path: Path) -> None
     done = rows.map_batches(dies_once, batch_size=None, batch_format="pyarrow").to_pandas()
     assert died.exists()
     assert sorted(done["clip_id"]) == names
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3])
+@pytest.mark.parametrize("concurrency", [None, *range(1, 20)])
+def test_actors_fit_on_the_gpus(gpus: int, concurrency: int | None) -> None:
+    size, share = stages._actors(16, gpus, concurrency, small=True)
+    assert size == (concurrency or {1: 8, 2: 8, 3: 6}[gpus])
+    assert share is not None
+    assert math.ceil(size / gpus) * round(share * 1e4) <= 1e4
+
+
+def test_actors_by_default() -> None:
+    assert stages._actors(16, 0, None, small=True) == (16, None)
+    assert stages._actors(16, 0, None, small=False) == (1, None)
+    assert stages._actors(16, 2, None, small=False) == (2, 1.0)
+    assert stages._actors(64, 1, None, small=True) == (8, 0.125)
+    assert stages._actors(2, 4, None, small=True) == (4, 1.0)
