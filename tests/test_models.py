@@ -26,7 +26,7 @@ from tiny_checkpoints import FAMILIES
 from transformers import AutoModelForDepthEstimation
 
 import kdepth
-from kdepth import depth_pro
+from kdepth import depth_pro, families
 from kdepth.errors import DepthError
 from kdepth.metrics import agreement
 from kdepth.models import DepthModel, load_model, model_identity
@@ -133,6 +133,16 @@ def test_half_types_show_no_bands(name: str, checkpoints: Path) -> None:
     exact = load(checkpoints, name).estimate(frames).inverse_depth.astype(np.float16)
     rough = load(checkpoints, name, "bfloat16").estimate(frames).inverse_depth.astype(np.float16)
     assert len(np.unique(rough)) >= 0.8 * len(np.unique(exact))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(56, 98), (64, 160), (154, 280)], ids=lambda size: f"{size[1]}x{size[0]}")
+def test_a_gpu_resizes_bytes_as_a_cpu_does(size: tuple[int, int], mode: str) -> None:
+    frames = torch.from_numpy(make_frames(2, 90, 160)).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(frames, size, mode=mode, antialias=True, align_corners=False)
+    difference = (families._resize_in_passes(frames, size, mode).int() - expected.int()).abs()
+    assert difference.max() <= 2
+    assert (difference > 0).float().mean() < 0.02
 
 
 # --- conventions ------------------------------------------------------------------------------------------------------
