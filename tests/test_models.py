@@ -221,10 +221,20 @@ def test_a_known_focal_length_replaces_the_estimated_one(checkpoints: Path, monk
 def test_the_strips_of_depth_pro_make_the_whole(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = make_frames(1, 90, 160)
     model = load(checkpoints, "depth-pro")
-    monkeypatch.setattr(depth_pro, "_STRIP_ROWS", 4096)
+    monkeypatch.setitem(depth_pro._STRIP_ROWS, torch.float32, 4096)
     whole = model.estimate(frames).inverse_depth
-    monkeypatch.setattr(depth_pro, "_STRIP_ROWS", 16)  # eight of them, so that most go on at both sides
+    monkeypatch.setitem(depth_pro._STRIP_ROWS, torch.float32, 16)  # eight of them, so that most go on at both sides
     np.testing.assert_allclose(model.estimate(frames).inverse_depth, whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "height", "width"), [((16, 24), 13, 19), ((8, 4), 4, 8), ((4, 8), 1, 1)])
+def test_winograds_convolution(channels: tuple[int, int], height: int, width: int) -> None:
+    torch.manual_seed(2)
+    layer = torch.nn.Conv2d(*channels, 3, padding=1)
+    rows = torch.randn(2, channels[0], height + 2, width).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = torch.nn.functional.conv2d(rows, layer.weight, layer.bias, padding=(0, 1))
+        torch.testing.assert_close(depth_pro._Winograd(layer)(rows), expected, rtol=0, atol=1e-4)
 
 
 def test_focal_length_of_known_fields_of_view() -> None:
