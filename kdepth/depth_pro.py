@@ -327,14 +327,17 @@ class _VisionTransformer(nn.Module):
 
         # On a GPU everything at once.
         at_once = _PATCHES_AT_ONCE[pixel_values.dtype] if pixel_values.device.type == "cpu" else len(pixel_values)
-        last, kept = zip(*(self._encode(patches) for patches in torch.split(pixel_values, at_once)), strict=True)
-        # transformers counts the embedding as hidden state 0.
-        hidden: Any = {layer + 1: torch.cat([part[layer] for part in kept]) for layer in self.keep}
-        return BaseModelOutput(last_hidden_state=torch.cat(last), hidden_states=hidden)
+        found: Any = {}
+        for start in range(0, len(pixel_values), at_once):
+            for layer, values in self._encode(pixel_values[start : start + at_once]).items():
+                if layer not in found:
+                    found[layer] = values.new_empty((len(pixel_values), *values.shape[1:]))
+                found[layer][start : start + at_once] = values
+        return BaseModelOutput(last_hidden_state=found.pop("last"), hidden_states=found)
 
-    def _encode(self, patches: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    def _encode(self, patches: Tensor) -> dict[int | str, Tensor]:
         x = self.embeddings(patches)
-        kept = {}
+        kept: dict[int | str, Tensor] = {}
         for i, block in enumerate(self.blocks):
             b: Any = block
             n, tokens, width = x.shape
@@ -343,8 +346,8 @@ class _VisionTransformer(nn.Module):
             x = b["out"].add(attended.transpose(1, 2).reshape(n, tokens, width), x)
             x = b["fc2"].add(b["fc1"].gelu(b["norm2"](x)), x)
             if i in self.keep:
-                kept[i] = x
-        return self.layernorm(x), kept
+                kept[i + 1] = x  # transformers counts the embedding as hidden state 0
+        return kept | {"last": self.layernorm(x)}
 
 
 class _Strip(NamedTuple):
@@ -359,11 +362,13 @@ class _Strip(NamedTuple):
         """Whether the picture ends above them, and below."""
         return self.top == 0, self.bottom == self.height
 
-    def of(self, picture: Tensor, more: int) -> Tensor:
-        """These rows and `more` on either side, of a picture ``(N, C, H, W)`` of `height` or of half of it."""
+    def enlarge(self, picture: Tensor, layer: nn.Module, more: int) -> Tensor:
+        """These rows and `more` on either side, of what `layer` makes of a picture's pixels, each by itself."""
         scale = self.height // picture.shape[2]
         top, bottom = max(self.top - more, 0), min(self.bottom + more, self.height)
-        return picture[:, :, top // scale : bottom // scale]
+        first = top // scale
+        rows: Tensor = layer(picture[:, :, first : math.ceil(bottom / scale)])
+        return rows[:, :, top - first * scale : bottom - first * scale]
 
     def convolve(self, layer: Any, rows: Tensor) -> Tensor:
         """A 3x3 convolution: at the picture's border with padding, as for the whole, elsewhere to a row less."""
@@ -460,7 +465,7 @@ class _Fusion(nn.Module):
         layer: The step in transformers.
         convolution: What makes its 3x3 convolutions.
         features_up: The deconvolution of the step before.
-        skip_up: The last one of the encoder's features, if it is left to this step.
+        skip_up: Makes what is added of the encoder's features, if they have not their size yet.
     """
 
     def __init__(
@@ -479,8 +484,8 @@ class _Fusion(nn.Module):
 
     def strip(self, features: Tensor, skip: Tensor, strip: _Strip, more: int = 0) -> Tensor:
         """A strip of the result, with `more` rows on either side where the picture goes on."""
-        both: Tensor = self.skip(self.skip_up(strip.of(skip, more + 4)), strip)
-        both = both.add_(self.features_up(strip.of(features, more + 2)))
+        both: Tensor = self.skip(strip.enlarge(skip, self.skip_up, more + 4), strip)
+        both = both.add_(strip.enlarge(features, self.features_up, more + 2))
         out: Tensor = self.refine(both, strip)
         return out
 
@@ -562,15 +567,15 @@ class _Decoder(nn.Module):
         up, projections = neck.feature_upsample, neck.feature_projection.projections
         if not isinstance(projections[-1], nn.Identity):
             raise DepthError("Depth Pro with a projection of its finest features is not supported")
-        skip_up = up.intermediate[-1].layers.pop(-1)
-        self.ups = nn.ModuleList([up.image_block, *up.scaled_images, *up.intermediate])
+        *ups, last_up = up.intermediate
+        self.ups = nn.ModuleList([up.image_block, *up.scaled_images, *ups])
         self.merge, self.projections = neck.fuse_image_with_low_res, projections
         self.start = _Residual(fusion.intermediate[0].residual_layer2, _as_it_is)
         *folded, last = (_fold(layer.deconv, layer.projection) for layer in fusion.intermediate)
         # For small pictures it is not worth the memory.
         ways = [_as_it_is] * (len(folded) - 1) + [convolution]
         self.steps = nn.ModuleList(map(_Fusion, fusion.intermediate[1:], ways, folded))
-        final = _Fusion(fusion.final, convolution, last, skip_up)
+        final = _Fusion(fusion.final, convolution, last, last_up)
         self.head = _Head(final, convolution, fusion.final.projection, network.head)
 
     def forward(self, encoded: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -583,9 +588,11 @@ class _Decoder(nn.Module):
         image, low = next(ups)(encoded.pop(0)), next(ups)(encoded.pop(0))
         coarse = self.projections[0](self.merge(torch.cat((low, image), dim=1)))
         features = self.start(coarse, _Strip(0, coarse.shape[2], coarse.shape[2]))
-        for up, projection, step in zip(ups, self.projections[1:], [*self.steps, self.head], strict=True):
+        for up, projection, step in zip(ups, self.projections[1:-1], self.steps, strict=True):
             features = step(features, projection(up(encoded.pop(0))))
-        return features, coarse
+        if features.device.type == "cpu":
+            return_freed_memory()  # what comes is of other sizes
+        return self.head(features, encoded.pop(0)), coarse
 
 
 # --- Apple's file -----------------------------------------------------------------------------------------------------

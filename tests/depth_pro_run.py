@@ -9,6 +9,7 @@ WAY is kdepth; or eager or sdpa, attention of transformers as it is documented. 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -81,6 +82,8 @@ if __name__ == "__main__":
         peaks = [0.0]
         threading.Thread(target=watch_memory, args=(peaks,), daemon=True).start()
         way, dtype, path, frames_path, out, *focal = sys.argv[1:]
+        if way != "kdepth":  # which sets it when it is imported
+            os.environ["THP_MEM_ALLOC_ENABLE"] = "0"
         frames = np.load(frames_path)
         if way == "kdepth":
             result, seconds = with_kdepth(Path(path), dtype, frames, float(focal[0]) if focal else None)

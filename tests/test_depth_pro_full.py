@@ -62,7 +62,7 @@ def test_full_size(tmp_path: Path) -> None:
 
     for row in rows:
         if row["way"] == "kdepth":
-            assert row["peak_GB"] <= (6 if row["dtype"] == "float32" else 4), row
+            assert row["peak_GB"] <= 5, row
             limits = (1e-4, 1e-4, 1e-4) if row["dtype"] == "float32" else (0.01, 0.05, 0.05)
             assert all(row[of] <= limit for of, limit in zip(("median", "p99", "focal"), limits, strict=True)), row
             assert row["dtype"] != "float32" or row["max"] <= 1e-4, row
