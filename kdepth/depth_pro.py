@@ -6,9 +6,11 @@ The network is the one of `transformers`, with parts exchanged for faster ones t
   with query, key and value in one product, scales folded into the weights, and the activation inside the product; which
   of several ways to products and attention is fast on a processor is measured when the model is loaded;
 - its convolutions see their data channels-last, which oneDNN is up to seven times faster with;
-- each deconvolution of the decoder takes the 1x1 convolution behind it into its weights;
+- each deconvolution of the decoder takes the convolution behind it into its weights, and in float32 3x3 convolutions
+  take a quarter of the products;
 - the decoder makes the encoder's features of a size when it comes to that size, and goes over its pictures in strips:
-  all at once would need 3 GB more, in float32.
+  all at once would need 3 GB more, in float32;
+- the patches are cut without `unfold`, which takes a quarter of a GPU's time.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH = 1e-4, 1e4  # 1/m: the clamp of Apple's co
 # No tensor should have the 32 MiB from which on the C library asks the system for memory each time, which was a twelfth
 # of the time of five patches in float32: neither their widest, 577 x 4096 each, nor a strip, 768 x 256 a row.
 _PATCHES_AT_ONCE = {torch.float32: 2, torch.bfloat16: 5, torch.float16: 5}
-_STRIP_ROWS = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
+_STRIP_ROWS = {torch.float32: 28, torch.bfloat16: 64, torch.float16: 64}
 
 
 def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
@@ -139,7 +141,7 @@ class _DepthPro(nn.Module):
 
 
 class _PatchEncoder(nn.Module):
-    """As transformers' own, which cuts the patches with `unfold`: 21 of 75 ms a frame on an H100 in float16."""
+    """As transformers' own, without `unfold`, which takes 21 of 75 ms a frame on an H100 in float16."""
 
     def __init__(self, model: _VisionTransformer, config: Any) -> None:
         super().__init__()
@@ -155,9 +157,11 @@ class _PatchEncoder(nn.Module):
         from transformers.models.depth_pro.modeling_depth_pro import reconstruct_feature_maps
 
         pictures = [F.interpolate(pixels, scale_factor=ratio, mode="bilinear") for ratio, _ in self.scales]
-        patches = [self._cut(picture, overlap) for picture, (_, overlap) in zip(pictures, self.scales, strict=True)]
-        encoded = self.model(torch.cat(patches[::-1]))  # the finest first
-        last = torch.split(encoded.last_hidden_state, [len(part) for part in patches[::-1]])[::-1]
+        parts = [self._cut(picture, overlap) for picture, (_, overlap) in zip(pictures, self.scales, strict=True)]
+        counts, patches = [len(part) for part in parts[::-1]], torch.cat(parts[::-1])  # the finest first
+        del pictures, parts
+        encoded = self.model(patches)
+        last = torch.split(encoded.last_hidden_state, counts)[::-1]
         found = [*enumerate(last), *((len(last) - 1, encoded.hidden_states[layer + 1]) for layer in self.layers)]
         base = pixels.shape[2] >> int(math.log2(pixels.shape[2] / self.tokens))
         return [
@@ -372,14 +376,16 @@ class _Strip(NamedTuple):
 
     def convolve(self, layer: Any, rows: Tensor) -> Tensor:
         """A 3x3 convolution: at the picture's border with padding, as for the whole, elsewhere to a row less."""
-        rows = self.pad(rows)
         if isinstance(layer, _Winograd):
-            return layer(rows)  # type: ignore[no-any-return]
-        return F.conv2d(rows, layer.weight, layer.bias, padding=(0, 1))
+            return layer(self.pad(rows))  # type: ignore[no-any-return]
+        return F.conv2d(self.pad(rows), layer.weight, layer.bias, padding=(0, 1))
 
-    def convolve_relu(self, layer: Any, rows: Tensor) -> Tensor:
-        """The same and a ReLU; cuDNN adds the bias and does the ReLU in the same pass."""
-        if rows.is_cuda and torch.version.cuda:
+    def relu_convolve_relu(self, layer: Any, rows: Tensor) -> Tensor:
+        """The same between two ReLUs."""
+        if isinstance(layer, _Winograd):
+            return F.relu_(layer(self.pad(rows), of_relu=True))
+        rows = F.relu(rows)
+        if rows.is_cuda and torch.version.cuda:  # cuDNN adds the bias and does the ReLU in the same pass
             return torch.cudnn_convolution_relu(self.pad(rows), layer.weight, layer.bias, (1, 1), (0, 1), (1, 1), 1)
         return F.relu_(self.convolve(layer, rows))
 
@@ -394,16 +400,17 @@ class _Strip(NamedTuple):
         return rows[:, :, int(not above) : rows.shape[2] - int(not below)]
 
 
-def _strips(height: int, dtype: torch.dtype) -> list[_Strip]:
-    rows = _STRIP_ROWS[dtype]
+def _strips(picture: Tensor) -> list[_Strip]:
+    """Strips of a picture of twice the height of this one."""
+    height, rows = 2 * picture.shape[2], _STRIP_ROWS[picture.dtype]
     return [_Strip(top, min(top + rows, height), height) for top in range(0, height, rows)]
 
 
 class _Winograd(nn.Module):
     """A 3x3 convolution by tiles of 4x4 pixels, with a quarter of the products (Lavin & Gray 2015, arXiv:1509.09308).
 
-    On a CPU, in float32, with what goes before and after the products, twice as fast; the errors are four times as
-    large, some 5e-5 of the result's spread. In half types they would be too large. The weights take four times the
+    On a CPU, in float32, with what goes before and after the products, 1.6 times as fast; the errors are four times as
+    large, at most 5e-5 of the result's spread. In half types they would be too large. The weights take four times the
     memory.
     """
 
@@ -413,7 +420,7 @@ class _Winograd(nn.Module):
     _OF_WEIGHTS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
                    (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
     _OF_RESULTS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-    _ROWS = 4  # of tiles at a time: 30 MB at a width of 768
+    _ROWS = 2  # of tiles at a time: 14 MB at a width of 768
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -428,10 +435,12 @@ class _Winograd(nn.Module):
         self.before = nn.Parameter(torch.kron(of_pixels, of_pixels).to(layer.weight), False)
         self.after = nn.Parameter(torch.kron(of_results, of_results).to(layer.weight), False)
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, *, of_relu: bool = False) -> Tensor:
         """Of ``(N, C, H + 2, W)`` the result ``(N, O, H, W)``: there is a row more on either side, but no column."""
         height, width = rows.shape[2] - 2, rows.shape[3]
         padded = F.pad(rows.permute(0, 2, 3, 1), (0, 0, 1, 1 + -width % 4, 0, -height % 4))
+        if of_relu:
+            padded.relu_()
         tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4)  # (N, H / 4, W / 4, C, 6, 6)
         n, down, across, channels = tiles.shape[:4]
         out = rows.new_empty((n, down, 4, across, 4, self.weight.shape[2]))
@@ -454,7 +463,7 @@ class _Residual(nn.Module):
         self.first, self.second = convolution(unit.convolution1), convolution(unit.convolution2)
 
     def forward(self, features: Tensor, strip: _Strip) -> Tensor:
-        out = strip.convolve(self.second, strip.convolve_relu(self.first, F.relu(features)))
+        out = strip.convolve(self.second, strip.relu_convolve_relu(self.first, features))
         return out.add_(strip.trim(strip.trim(features)))
 
 
@@ -478,7 +487,7 @@ class _Fusion(nn.Module):
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         out = torch.empty_like(skip)
-        for strip in _strips(2 * features.shape[2], features.dtype):
+        for strip in _strips(features):
             out[:, :, strip.top : strip.bottom] = self.strip(features, skip, strip)
         return out
 
@@ -552,7 +561,7 @@ class _Head(nn.Module):
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         strips = []
-        for strip in _strips(2 * features.shape[2], features.dtype):
+        for strip in _strips(features):
             rows = self.projection(self.fusion.strip(features, skip, strip, more=2))
             strips.append(self.last(strip.convolve(self.first, rows), strip))
         return torch.cat(strips, dim=1)
@@ -590,8 +599,6 @@ class _Decoder(nn.Module):
         features = self.start(coarse, _Strip(0, coarse.shape[2], coarse.shape[2]))
         for up, projection, step in zip(ups, self.projections[1:-1], self.steps, strict=True):
             features = step(features, projection(up(encoded.pop(0))))
-        if features.device.type == "cpu":
-            return_freed_memory()  # what comes is of other sizes
         return self.head(features, encoded.pop(0)), coarse
 
 

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from tiny_checkpoints import PROCESSORS, save_checkpoint
 
 from kdepth import depth_pro
 from kdepth.models import load_model
 
 
 def make(folder: Path) -> None:
+    from tiny_checkpoints import PROCESSORS, save_checkpoint  # not while memory is measured
+
     config = depth_pro.apple_config()
     save_checkpoint(folder, config)
     processor = {**PROCESSORS["depth_pro"], "size": {"height": 1536, "width": 1536}}
