@@ -248,7 +248,7 @@ def _attention_in_steps(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 @lru_cache
 def fastest_linear(device: str, dtype: torch.dtype) -> type[nn.Module]:
-    """The fastest way to a matrix product on this processor, found by measuring (two or three seconds)."""
+    """The fastest way to a matrix product on this processor, found by measuring (three to five seconds)."""
     if device != "cpu":
         return _TorchLinear
     rows = torch.randn(1, _PATCHES_AT_ONCE[dtype] * 577, 1024, dtype=dtype)
@@ -264,7 +264,7 @@ def fastest_linear(device: str, dtype: torch.dtype) -> type[nn.Module]:
 
 @lru_cache
 def fastest_attention(device: str, dtype: torch.dtype) -> Attention:
-    """The faster way to attention on this processor, found by measuring (half a second)."""
+    """The faster way to attention on this processor, found by measuring (a second)."""
     if device != "cpu" or dtype == torch.float32:  # in float32 torch's own is the faster one, and the more exact
         return _attention_at_once
     tokens = torch.randn(_PATCHES_AT_ONCE[dtype], 577, 3, 16, 64, dtype=dtype)
@@ -286,7 +286,7 @@ def _as_it_is(layer: nn.Module) -> nn.Module:
 def _fastest(ways: dict[_Way, Callable[[], object]]) -> _Way:
     """The way with the shortest time; in turns, so that a slow moment of the machine is not one way's alone."""
     best = dict.fromkeys(ways, float("inf"))
-    for _ in range(4):
+    for _ in range(8):
         for way, work in ways.items():
             started = time.perf_counter()
             work()
