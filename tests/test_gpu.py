@@ -108,7 +108,10 @@ def test_pipeline_with_actors_that_share_a_gpu(
     frames = "1" if num_gpus else "all"
     program = PIPELINE.format(num_gpus=num_gpus, frames=frames)
     command = [sys.executable, "-c", program, str(tmp_path / "root"), str(url_list)]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=240)
+    environment = os.environ | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}  # see start_ray
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split()[-2:] == [str(len(urls)), "0"]
     assert kdepth.open_dataset(tmp_path / "root").verify().num_rows == 0
