@@ -103,7 +103,6 @@ def focal_length_from_fov(fov_deg: Tensor, width_px: int) -> Tensor:
 
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-Convolution = Callable[[Any], nn.Module]
 _Way = TypeVar("_Way")
 
 
@@ -117,7 +116,9 @@ class _DepthPro(nn.Module):
         convolution: Of `fastest_convolution`.
     """
 
-    def __init__(self, network: Any, linear: type[nn.Module], attention: Attention, convolution: Convolution) -> None:
+    def __init__(
+        self, network: Any, linear: type[nn.Module], attention: Attention, convolution: type[nn.Module]
+    ) -> None:
         super().__init__()
         network.requires_grad_(False)
         self.encoder, self.fov = network.depth_pro.encoder, network.fov_model
@@ -273,13 +274,9 @@ def fastest_attention(device: str, dtype: torch.dtype) -> Attention:
     return _fastest({way: partial(way, query, key, value) for way in ways})
 
 
-def fastest_convolution(device: str, dtype: torch.dtype) -> Convolution:
+def fastest_convolution(device: str, dtype: torch.dtype) -> type[nn.Module]:
     """What makes a 3x3 convolution of the decoder fast."""
-    return _Winograd if device == "cpu" and dtype == torch.float32 else _as_it_is
-
-
-def _as_it_is(layer: nn.Module) -> nn.Module:
-    return layer
+    return _Winograd if device == "cpu" and dtype == torch.float32 else _Direct
 
 
 @torch.inference_mode()
@@ -374,21 +371,6 @@ class _Strip(NamedTuple):
         rows: Tensor = layer(picture[:, :, first : math.ceil(bottom / scale)])
         return rows[:, :, top - first * scale : bottom - first * scale]
 
-    def convolve(self, layer: Any, rows: Tensor) -> Tensor:
-        """A 3x3 convolution: at the picture's border with padding, as for the whole, elsewhere to a row less."""
-        if isinstance(layer, _Winograd):
-            return layer(self.pad(rows))  # type: ignore[no-any-return]
-        return F.conv2d(self.pad(rows), layer.weight, layer.bias, padding=(0, 1))
-
-    def relu_convolve_relu(self, layer: Any, rows: Tensor) -> Tensor:
-        """The same between two ReLUs."""
-        if isinstance(layer, _Winograd):
-            return F.relu_(layer(self.pad(rows), of_relu=True))
-        rows = F.relu(rows)
-        if rows.is_cuda and torch.version.cuda:  # cuDNN adds the bias and does the ReLU in the same pass
-            return torch.cudnn_convolution_relu(self.pad(rows), layer.weight, layer.bias, (1, 1), (0, 1), (1, 1), 1)
-        return F.relu_(self.convolve(layer, rows))
-
     def pad(self, rows: Tensor) -> Tensor:
         """A row of zeros more where the picture ends."""
         above, below = self.ends
@@ -406,8 +388,26 @@ def _strips(picture: Tensor) -> list[_Strip]:
     return [_Strip(top, min(top + rows, height), height) for top in range(0, height, rows)]
 
 
+class _Direct(nn.Module):
+    """A 3x3 convolution of rows that come with one more on either side, which columns do not."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Of ``(N, C, H + 2, W)`` the result ``(N, O, H, W)``."""
+        return F.conv2d(rows, self.weight, self.bias, padding=(0, 1))
+
+    def between_relus(self, rows: Tensor) -> Tensor:
+        rows = F.relu(rows)
+        if rows.is_cuda and torch.version.cuda:  # cuDNN adds the bias and does the ReLU in the same pass
+            return torch.cudnn_convolution_relu(rows, self.weight, self.bias, (1, 1), (0, 1), (1, 1), 1)
+        return F.relu_(self(rows))
+
+
 class _Winograd(nn.Module):
-    """A 3x3 convolution by tiles of 4x4 pixels, with a quarter of the products (Lavin & Gray 2015, arXiv:1509.09308).
+    """The same by tiles of 4x4 pixels, with a quarter of the products (Lavin & Gray 2015, arXiv:1509.09308).
 
     On a CPU, in float32, with what goes before and after the products, 1.6 times as fast; the errors are four times as
     large, at most 5e-5 of the result's spread. In half types they would be too large. The weights take four times the
@@ -435,35 +435,42 @@ class _Winograd(nn.Module):
         self.before = nn.Parameter(torch.kron(of_pixels, of_pixels).to(layer.weight), False)
         self.after = nn.Parameter(torch.kron(of_results, of_results).to(layer.weight), False)
 
-    def forward(self, rows: Tensor, *, of_relu: bool = False) -> Tensor:
-        """Of ``(N, C, H + 2, W)`` the result ``(N, O, H, W)``: there is a row more on either side, but no column."""
+    def forward(self, rows: Tensor) -> Tensor:
+        return self._convolve(self._padded(rows), *rows.shape[2:])
+
+    def between_relus(self, rows: Tensor) -> Tensor:
+        return F.relu_(self._convolve(F.relu_(self._padded(rows)), *rows.shape[2:]))
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """Whole tiles ``(N, H, W, C)``."""
         height, width = rows.shape[2] - 2, rows.shape[3]
-        padded = F.pad(rows.permute(0, 2, 3, 1), (0, 0, 1, 1 + -width % 4, 0, -height % 4))
-        if of_relu:
-            padded.relu_()
+        return F.pad(rows.permute(0, 2, 3, 1), (0, 0, 1, 1 + -width % 4, 0, -height % 4))
+
+    def _convolve(self, padded: Tensor, rows: int, columns: int) -> Tensor:
         tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4)  # (N, H / 4, W / 4, C, 6, 6)
         n, down, across, channels = tiles.shape[:4]
-        out = rows.new_empty((n, down, 4, across, 4, self.weight.shape[2]))
+        out = padded.new_empty((n, down, 4, across, 4, self.weight.shape[2]))
         for picture, result in zip(tiles, out, strict=True):
             for some, part in zip(picture.split(self._ROWS), result.split(self._ROWS), strict=True):
                 turned = torch.mm(self.before, some.permute(3, 4, 0, 1, 2).reshape(36, -1))
                 products = torch.bmm(turned.view(36, -1, channels), self.weight)
                 found = torch.mm(self.after, products.view(36, -1)).view(4, 4, len(some), across, -1)
                 torch.add(found.permute(2, 0, 3, 1, 4), self.bias, out=part)
-        return out.view(n, 4 * down, 4 * across, -1)[:, :height, :width].permute(0, 3, 1, 2)
+        return out.view(n, 4 * down, 4 * across, -1)[:, : rows - 2, :columns].permute(0, 3, 1, 2)
 
 
 class _Residual(nn.Module):
     """A residual unit of the decoder, in place where it can be."""
 
-    def __init__(self, unit: Any, convolution: Convolution) -> None:
+    def __init__(self, unit: Any, convolution: type[nn.Module]) -> None:
         super().__init__()
         if unit.use_batch_norm:
             raise DepthError("Depth Pro with batch norm in its decoder is not supported")
-        self.first, self.second = convolution(unit.convolution1), convolution(unit.convolution2)
+        self.first: Any = convolution(unit.convolution1)
+        self.second: Any = convolution(unit.convolution2)
 
     def forward(self, features: Tensor, strip: _Strip) -> Tensor:
-        out = strip.convolve(self.second, strip.relu_convolve_relu(self.first, features))
+        out: Tensor = self.second(strip.pad(self.first.between_relus(strip.pad(features))))
         return out.add_(strip.trim(strip.trim(features)))
 
 
@@ -478,7 +485,7 @@ class _Fusion(nn.Module):
     """
 
     def __init__(
-        self, layer: Any, convolution: Convolution, features_up: nn.Module, skip_up: nn.Module | None = None
+        self, layer: Any, convolution: type[nn.Module], features_up: nn.Module, skip_up: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.features_up, self.skip_up = features_up, skip_up or nn.Identity()
@@ -553,7 +560,7 @@ class _LastLayers(nn.Module):
 class _Head(nn.Module):
     """The decoder's last step, at 768 x 768, and the layers behind it, which give 1536 x 1536."""
 
-    def __init__(self, fusion: _Fusion, convolution: Convolution, projection: nn.Module, head: Any) -> None:
+    def __init__(self, fusion: _Fusion, convolution: type[nn.Module], projection: nn.Module, head: Any) -> None:
         super().__init__()
         self.fusion, self.projection = fusion, projection
         first, deconvolution, second, _, third, _ = head.layers
@@ -563,14 +570,14 @@ class _Head(nn.Module):
         strips = []
         for strip in _strips(features):
             rows = self.projection(self.fusion.strip(features, skip, strip, more=2))
-            strips.append(self.last(strip.convolve(self.first, rows), strip))
+            strips.append(self.last(self.first(strip.pad(rows)), strip))
         return torch.cat(strips, dim=1)
 
 
 class _Decoder(nn.Module):
     """From the features of the encoders, a handful of sizes, to canonical inverse depth."""
 
-    def __init__(self, network: Any, convolution: Convolution) -> None:
+    def __init__(self, network: Any, convolution: type[nn.Module]) -> None:
         super().__init__()
         neck, fusion = network.depth_pro.neck, network.fusion_stage
         up, projections = neck.feature_upsample, neck.feature_projection.projections
@@ -579,10 +586,10 @@ class _Decoder(nn.Module):
         *ups, last_up = up.intermediate
         self.ups = nn.ModuleList([up.image_block, *up.scaled_images, *ups])
         self.merge, self.projections = neck.fuse_image_with_low_res, projections
-        self.start = _Residual(fusion.intermediate[0].residual_layer2, _as_it_is)
+        self.start = _Residual(fusion.intermediate[0].residual_layer2, _Direct)
         *folded, last = (_fold(layer.deconv, layer.projection) for layer in fusion.intermediate)
         # For small pictures it is not worth the memory.
-        ways = [_as_it_is] * (len(folded) - 1) + [convolution]
+        ways = [_Direct] * (len(folded) - 1) + [convolution]
         self.steps = nn.ModuleList(map(_Fusion, fusion.intermediate[1:], ways, folded))
         final = _Fusion(fusion.final, convolution, last, last_up)
         self.head = _Head(final, convolution, fusion.final.projection, network.head)

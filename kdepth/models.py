@@ -99,7 +99,7 @@ class DepthModel:
             focal_length_px: Focal length of the camera at the frames' size, if known. Depth Pro then takes it instead
                 of estimating one, and is a little faster; other models don't use it.
             after: What the frames right before these gave: ``small`` averages over time where the picture stands still.
-                With it a clip gives the same, bit for bit, in however many calls.
+                With it a clip gives the same in however many calls, on a CPU bit for bit.
 
         Raises:
             ValueError: Frames of another shape or type, or a focal length that is not positive.

@@ -188,8 +188,8 @@ class SmallNetwork(nn.Module):
 
         The network sees each frame alone, and where the picture stands still its answers are averaged over time
         (`steady`), so the depth does too. On a CPU each frame is one thread's, and other threads take the next ones:
-        on two cores at least half as fast again as both on one frame. A frame's bits depend neither on how many
-        threads there are nor on how a clip is cut into calls.
+        on two cores at least half as fast again as both on one frame. There a frame's bits depend neither on how many
+        threads there are nor on how a clip is cut into calls. A GPU takes all frames of a call at once.
 
         Args:
             frames: uint8 (N, H, W, 3) RGB, H and W >= 32, N >= 1.
