@@ -249,7 +249,7 @@ def _attention_in_steps(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 @lru_cache
 def fastest_linear(device: str, dtype: torch.dtype) -> type[nn.Module]:
-    """The fastest way to a matrix product on this processor, found by measuring (three to five seconds)."""
+    """The fastest way to a matrix product on this processor, found by measuring (two seconds)."""
     if device != "cpu":
         return _TorchLinear
     rows = torch.randn(1, _PATCHES_AT_ONCE[dtype] * 577, 1024, dtype=dtype)
