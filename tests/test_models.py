@@ -227,14 +227,17 @@ def test_the_strips_of_depth_pro_make_the_whole(checkpoints: Path, monkeypatch: 
     np.testing.assert_allclose(model.estimate(frames).inverse_depth, whole, rtol=1e-5)
 
 
+@pytest.mark.parametrize("way", [depth_pro._Direct, depth_pro._Winograd, depth_pro._WinogradAlongRows])
 @pytest.mark.parametrize(("channels", "height", "width"), [((16, 24), 13, 19), ((8, 4), 4, 8), ((4, 8), 1, 1)])
-def test_winograds_convolution(channels: tuple[int, int], height: int, width: int) -> None:
+def test_ways_to_a_convolution_agree(way: Any, channels: tuple[int, int], height: int, width: int) -> None:
     torch.manual_seed(2)
     layer = torch.nn.Conv2d(*channels, 3, padding=1)
-    rows = torch.randn(2, channels[0], height + 2, width).contiguous(memory_format=torch.channels_last)
+    rows = torch.randn(2, channels[0], height, width).contiguous(memory_format=torch.channels_last)
+    whole = depth_pro._Strip(0, height, height, {})
     with torch.inference_mode():
-        expected = torch.nn.functional.conv2d(rows, layer.weight, layer.bias, padding=(0, 1))
-        torch.testing.assert_close(depth_pro._Winograd(layer)(rows), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(way(layer)(rows, whole), layer(rows), rtol=0, atol=1e-4)
+        expected = layer(rows.relu()).relu()
+        torch.testing.assert_close(way(layer).between_relus(rows, whole), expected, rtol=0, atol=1e-4)
 
 
 def test_focal_length_of_known_fields_of_view() -> None:
@@ -277,7 +280,7 @@ def test_the_way_to_a_product_is_measured() -> None:
     assert depth_pro.fastest_linear("cuda", torch.float16) is depth_pro._TorchLinear
     ways = (depth_pro._attention_at_once, depth_pro._attention_in_steps)
     assert depth_pro.fastest_attention("cpu", torch.bfloat16) in ways
-    assert depth_pro.fastest_attention("cpu", torch.float32) is depth_pro._attention_at_once
+    assert depth_pro.fastest_attention("cuda", torch.float16) is depth_pro._attention_at_once
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
