@@ -155,25 +155,39 @@ class _PatchEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Features ``(N, C, h, w)``: of each scale, from coarse to fine, and of layers in between at the finest."""
-        from transformers.models.depth_pro.modeling_depth_pro import reconstruct_feature_maps
-
         pictures = [F.interpolate(pixels, scale_factor=ratio, mode="bilinear") for ratio, _ in self.scales]
         parts = [self._cut(picture, overlap) for picture, (_, overlap) in zip(pictures, self.scales, strict=True)]
         counts, patches = [len(part) for part in parts[::-1]], torch.cat(parts[::-1])  # the finest first
         del pictures, parts
-        encoded = self.model(patches)
-        last = torch.split(encoded.last_hidden_state, counts)[::-1]
-        found = [*enumerate(last), *((len(last) - 1, encoded.hidden_states[layer + 1]) for layer in self.layers)]
+        encoded = self.model(patches, needed=self._needed(counts, pixels))
+        last = self._merge(encoded.last_hidden_state, counts, pixels)
+        finest = [encoded.hidden_states[layer + 1][: counts[0]] for layer in self.layers]
+        return last + [self._merge(hidden, counts[:1], pixels, len(last) - 1)[0] for hidden in finest]
+
+    def _merge(self, hidden: Tensor, counts: list[int], pixels: Tensor, scale: int = 0) -> list[Tensor]:
+        """Pictures of the tokens of patches that overlap: of one scale or, from that one on, of each."""
+        from transformers.models.depth_pro.modeling_depth_pro import reconstruct_feature_maps
+
         base = pixels.shape[2] >> int(math.log2(pixels.shape[2] / self.tokens))
         return [
             reconstruct_feature_maps(
-                hidden,
+                part,
                 batch_size=len(pixels),
-                padding=int(self.padding * (1 / self.scales[scale][0])),
-                output_size=(base << scale, base << scale),
+                padding=int(self.padding * (1 / self.scales[n][0])),
+                output_size=(base << n, base << n),
             )
-            for scale, hidden in found
+            for n, part in enumerate(torch.split(hidden, counts)[::-1], scale)
         ]
+
+    def _needed(self, counts: list[int], pixels: Tensor) -> Tensor | None:
+        """Which tokens are in the merged pictures, bool ``(patches, tokens)``: three of five. None: take them all."""
+        if pixels.is_cuda:
+            return None
+        numbers = torch.arange(sum(counts) * (self.tokens**2 + 1), dtype=torch.float64).view(sum(counts), -1, 1)
+        found = torch.cat([merged.flatten() for merged in self._merge(numbers, counts, pixels)])
+        if found.frac().any():  # they were not only merged, but resized
+            return None
+        return torch.isin(numbers, found)[..., 0]
 
     def _cut(self, pictures: Tensor, overlap: float) -> Tensor:
         """All pictures' first patches, then all their second ones, and so on; as ``unfold`` in transformers."""
@@ -246,13 +260,13 @@ def _attention_in_steps(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     padded = query.new_zeros((3, n, heads, tokens + -tokens % 16, width))
     for part, own in zip(padded, (query, key, value), strict=True):
         part[:, :, :tokens] = own
-    attended = []
-    steps = (torch.split(part.flatten(0, 1), 2 * torch.get_num_threads()) for part in padded)
-    for q, k, v in zip(*steps, strict=True):
+    attended = torch.empty_like(padded[0])
+    steps = (torch.split(part.flatten(0, 1), 2 * torch.get_num_threads()) for part in (*padded, attended))
+    for q, k, v, out in zip(*steps, strict=True):
         scores = torch.bmm(q, k.transpose(1, 2))
         scores[..., tokens:] = -math.inf
-        attended.append(torch.bmm(scores.softmax(-1), v))
-    return torch.cat(attended).view(n, heads, -1, width)[:, :, :tokens]
+        torch.bmm(scores.softmax(-1), v, out=out)
+    return attended[:, :, :tokens]
 
 
 @lru_cache
@@ -333,32 +347,41 @@ class _VisionTransformer(nn.Module):
         vit.encoder.layer = nn.ModuleList()
         return_freed_memory()  # of the old weights, or in the end all of them would be there twice
 
-    def forward(self, pixel_values: Tensor, **_: Any) -> Any:
+    def forward(self, pixel_values: Tensor, needed: Tensor | None = None, **_: Any) -> Any:
+        """As in transformers; but the last state is 0 for tokens that are not `needed`, bool ``(N, tokens)``."""
         from transformers.modeling_outputs import BaseModelOutput
 
         # On a GPU everything at once.
         at_once = _PATCHES_AT_ONCE[pixel_values.dtype] if pixel_values.device.type == "cpu" else len(pixel_values)
         found: Any = {}
         for start in range(0, len(pixel_values), at_once):
-            for layer, values in self._encode(pixel_values[start : start + at_once]).items():
+            some = slice(start, start + at_once)
+            for layer, values in self._encode(pixel_values[some], None if needed is None else needed[some]).items():
                 if layer not in found:
                     found[layer] = values.new_empty((len(pixel_values), *values.shape[1:]))
-                found[layer][start : start + at_once] = values
+                found[layer][some] = values
         return BaseModelOutput(last_hidden_state=found.pop("last"), hidden_states=found)
 
-    def _encode(self, patches: Tensor) -> dict[int | str, Tensor]:
+    def _encode(self, patches: Tensor, needed: Tensor | None) -> dict[int | str, Tensor]:
         x = self.embeddings(patches)
         kept: dict[int | str, Tensor] = {}
+        if len(self.blocks) - 1 in self.keep:
+            needed = None
         for i, block in enumerate(self.blocks):
             b: Any = block
             n, tokens, width = x.shape
             qkv = b["qkv"](b["norm1"](x)).view(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            attended = self.attention(*qkv.unbind(0))
-            x = b["out"].add(attended.transpose(1, 2).reshape(n, tokens, width), x)
+            attended = self.attention(*qkv.unbind(0)).transpose(1, 2).reshape(n, tokens, width)
+            if needed is not None and i == len(self.blocks) - 1:
+                attended, x = attended[needed][None], x[needed][None]
+            x = b["out"].add(attended, x)
             x = b["fc2"].add(b["fc1"].gelu(b["norm2"](x)), x)
             if i in self.keep:
                 kept[i + 1] = x  # transformers counts the embedding as hidden state 0
-        return kept | {"last": self.layernorm(x)}
+        last = self.layernorm(x)
+        if needed is not None:
+            last = last.new_zeros((*needed.shape, last.shape[2])).index_put_((needed,), last[0])
+        return kept | {"last": last}
 
 
 class _Strip(NamedTuple):
