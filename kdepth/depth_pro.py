@@ -6,8 +6,8 @@ The network is the one of `transformers`, with parts exchanged for faster ones t
   with query, key and value in one product, scales folded into the weights, and the activation inside the product; which
   of several ways to products and attention is fast on a processor is measured when the model is loaded;
 - its convolutions see their data channels-last, which oneDNN is up to seven times faster with;
-- each deconvolution of the decoder takes the convolution behind it into its weights, and in float32 3x3 convolutions
-  take a quarter of the products;
+- each deconvolution of the decoder takes the convolution behind it into its weights, and on a CPU 3x3 convolutions take
+  a quarter of the products in float32 and half of them in bfloat16;
 - the decoder makes the encoder's features of a size when it comes to that size, and goes over its pictures in strips:
   all at once would need 3 GB more, in float32;
 - the patches are cut without `unfold`, which takes a quarter of a GPU's time.
@@ -38,7 +38,7 @@ MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH = 1e-4, 1e4  # 1/m: the clamp of Apple's co
 # No tensor should have the 32 MiB from which on the C library asks the system for memory each time, which was a twelfth
 # of the time of five patches in float32: neither their widest, 577 x 4096 each, nor a strip, 768 x 256 a row.
 _PATCHES_AT_ONCE = {torch.float32: 2, torch.bfloat16: 5, torch.float16: 5}
-_STRIP_ROWS = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
+_STRIP_ROWS = {torch.float32: 24, torch.bfloat16: 64, torch.float16: 64}
 
 
 def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
@@ -523,35 +523,45 @@ class _Winograd(nn.Module):
 
 
 class _WinogradAlongRows(nn.Module):
-    """The same by two pixels of a row at a time, with two thirds of the products, for half types on a CPU.
+    """The same by four pixels of a row at a time, with half of the products, for half types on a CPU.
 
-    1.2 times as fast. The errors are twice those of the result's own rounding.
+    1.4 times as fast. In bfloat16 the errors are 0.6 % of the result's spread, where rounding alone makes 0.2 %.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         left, middle, right = layer.weight.double().unbind(3)
-        parts = (left, (left + middle + right) / 2, (left - middle + right) / 2, right)
+        even, odd = left / 24 + right / 6, middle / 12
+        parts = (left / 4, -(left + middle + right) / 6, -(left - middle + right) / 6, even + odd, even - odd, right)
         self.weights = nn.ParameterList(nn.Parameter(part[..., None].to(layer.weight), False) for part in parts)
+        assert layer.bias is not None
         self.bias = layer.bias
 
     def forward(self, rows: Tensor, strip: _Strip, *, relu: bool = False) -> Tensor:
-        padded = strip.around(self, rows, relu=relu, columns=1, tile=(1, 2)).permute(0, 2, 3, 1)
-        n, height, width, channels = padded.shape
-        pairs = padded.view(n, height, width // 2, 2, channels)
-        (first, second), (third, fourth) = pairs[:, :, :-1].unbind(3), pairs[:, :, 1:].unbind(3)
-        out = padded.new_empty((n, height - 2, width // 2 - 1, 2, len(self.weights[0])))
-        left, right = out.unbind(3)
-        one, other = self._product(1, second + third), self._product(2, third - second)
-        torch.add(one, other, out=left)
-        torch.sub(one, other, out=right)
-        left += self._product(0, first - third)
-        right -= self._product(3, second - fourth)
+        padded = strip.around(self, rows, relu=relu, columns=1, tile=(1, 4)).permute(0, 2, 3, 1)
+        # The pixels of all tiles, (N, H, W / 4, C) each; the last two are the next tile's first.
+        first, second, third, fourth, fifth, sixth = padded.unfold(2, 6, 4).unbind(-1)
+        n, height, across, _ = first.shape
+        out = padded.new_empty((n, height - 2, across, 4, len(self.bias)))
+        one, two, three, four = out.unbind(3)
+        # With the same points as above: 1 and -1, 2 and -2, 0, infinity.
+        even, odd = torch.sub(fifth, third, alpha=4), torch.sub(fourth, second, alpha=4)
+        plus, minus = self._product(1, even + odd), self._product(2, even - odd)
+        total, difference = plus + minus, plus.sub_(minus)
+        even, odd = fifth - third, fourth - second
+        plus, minus = self._product(3, torch.add(even, odd, alpha=2)), self._product(4, torch.sub(even, odd, alpha=2))
+        total_2, difference_2 = plus + minus, plus.sub_(minus)
+        torch.add(total, total_2, out=one)
+        torch.add(difference, difference_2, alpha=2, out=two)
+        torch.add(total, total_2, alpha=4, out=three)
+        torch.add(difference, difference_2, alpha=8, out=four)
+        one += self._product(0, even.add_(first - third, alpha=4))
+        four += self._product(5, (sixth - fourth).sub_(odd, alpha=4))
         return out.flatten(2, 3)[:, :, : rows.shape[3]].permute(0, 3, 1, 2)
 
     def _product(self, number: int, part: Tensor) -> Tensor:
-        found = F.conv2d(part.permute(0, 3, 1, 2), self.weights[number], self.bias if number == 1 else None)
-        return found.permute(0, 2, 3, 1)
+        bias = self.bias if number == 1 else None  # which all four pixels take once
+        return F.conv2d(part.permute(0, 3, 1, 2), self.weights[number], bias).permute(0, 2, 3, 1)
 
     def between_relus(self, rows: Tensor, strip: _Strip) -> Tensor:
         return F.relu_(self(rows, strip, relu=True))
