@@ -159,10 +159,13 @@ class _PatchEncoder(nn.Module):
         parts = [self._cut(picture, overlap) for picture, (_, overlap) in zip(pictures, self.scales, strict=True)]
         counts, patches = [len(part) for part in parts[::-1]], torch.cat(parts[::-1])  # the finest first
         del pictures, parts
-        encoded = self.model(patches, needed=self._needed(counts, pixels))
-        last = self._merge(encoded.last_hidden_state, counts, pixels)
-        finest = [encoded.hidden_states[layer + 1][: counts[0]] for layer in self.layers]
-        return last + [self._merge(hidden, counts[:1], pixels, len(last) - 1)[0] for hidden in finest]
+        found = self.model.states(patches, self._needed(counts, pixels))
+        del patches
+        merged = self._merge(found.pop("last"), counts, pixels)
+        finest = len(merged) - 1
+        for layer in self.layers:
+            merged += self._merge(found.pop(layer)[: counts[0]], counts[:1], pixels, finest)
+        return merged
 
     def _merge(self, hidden: Tensor, counts: list[int], pixels: Tensor, scale: int = 0) -> list[Tensor]:
         """Pictures of the tokens of patches that overlap: of one scale or, from that one on, of each."""
@@ -347,20 +350,29 @@ class _VisionTransformer(nn.Module):
         vit.encoder.layer = nn.ModuleList()
         return_freed_memory()  # of the old weights, or in the end all of them would be there twice
 
-    def forward(self, pixel_values: Tensor, needed: Tensor | None = None, **_: Any) -> Any:
-        """As in transformers; but the last state is 0 for tokens that are not `needed`, bool ``(N, tokens)``."""
+    def forward(self, pixel_values: Tensor, **_: Any) -> Any:
+        """As in transformers."""
         from transformers.modeling_outputs import BaseModelOutput
 
+        return BaseModelOutput(last_hidden_state=self.states(pixel_values)["last"])
+
+    def states(self, patches: Tensor, needed: Tensor | None = None) -> dict[int | str, Tensor]:
+        """What each of the layers to `keep` gave, and the last one, normalised: ``(N, tokens, width)`` each.
+
+        Args:
+            patches: ``(N, 3, H, W)``.
+            needed: The last is 0 for tokens that are not needed, bool ``(N, tokens)``.
+        """
         # On a GPU everything at once.
-        at_once = _PATCHES_AT_ONCE[pixel_values.dtype] if pixel_values.device.type == "cpu" else len(pixel_values)
-        found: Any = {}
-        for start in range(0, len(pixel_values), at_once):
+        at_once = _PATCHES_AT_ONCE[patches.dtype] if patches.device.type == "cpu" else len(patches)
+        found: dict[int | str, Tensor] = {}
+        for start in range(0, len(patches), at_once):
             some = slice(start, start + at_once)
-            for layer, values in self._encode(pixel_values[some], None if needed is None else needed[some]).items():
+            for layer, values in self._encode(patches[some], None if needed is None else needed[some]).items():
                 if layer not in found:
-                    found[layer] = values.new_empty((len(pixel_values), *values.shape[1:]))
+                    found[layer] = values.new_empty((len(patches), *values.shape[1:]))
                 found[layer][some] = values
-        return BaseModelOutput(last_hidden_state=found.pop("last"), hidden_states=found)
+        return found
 
     def _encode(self, patches: Tensor, needed: Tensor | None) -> dict[int | str, Tensor]:
         x = self.embeddings(patches)
@@ -377,7 +389,7 @@ class _VisionTransformer(nn.Module):
             x = b["out"].add(attended, x)
             x = b["fc2"].add(b["fc1"].gelu(b["norm2"](x)), x)
             if i in self.keep:
-                kept[i + 1] = x  # transformers counts the embedding as hidden state 0
+                kept[i] = x
         last = self.layernorm(x)
         if needed is not None:
             last = last.new_zeros((*needed.shape, last.shape[2])).index_put_((needed,), last[0])
@@ -430,12 +442,12 @@ class _Strip(NamedTuple):
         if columns:
             padded[..., :columns], padded[..., columns + width :] = 0, 0
         inner = padded[..., columns : columns + width]
-        inner[:, :, :known] = 0 if above else self.kept.pop(layer)
+        inner[:, :, :known] = 0 if above else self.kept[layer]
         inner[:, :, known + height :] = 0
         own = inner[:, :, known : known + height]
         torch.clamp_min(rows, 0, out=own) if relu else own.copy_(rows)
         if not below:
-            self.kept[layer] = inner[:, :, height + known - 2 : height + known].clone()
+            self._keep(layer, inner[:, :, height + known - 2 : height + known])
         return padded
 
     def add_behind(self, layer: nn.Module, out: Tensor, rows: Tensor) -> Tensor:
@@ -443,12 +455,19 @@ class _Strip(NamedTuple):
         above, below = self.ends
         known = 0 if above else 2
         if known:
-            out[:, :, :known] += self.kept.pop(layer)
+            out[:, :, :known] += self.kept[layer]
         own = out.shape[2] - known
         out[:, :, known:] += rows[:, :, :own]
         if not below:
-            self.kept[layer] = rows[:, :, own:].clone()
+            self._keep(layer, rows[:, :, own:])
         return out
+
+    def _keep(self, layer: nn.Module, rows: Tensor) -> None:
+        """Always at the same place: between others that come and go, small tensors would break the heap into pieces."""
+        if layer in self.kept:
+            self.kept[layer].copy_(rows)
+        else:
+            self.kept[layer] = rows.clone()
 
 
 def _strips(picture: Tensor) -> list[_Strip]:
@@ -600,12 +619,12 @@ class _Fusion(nn.Module):
         self.refine = _Residual(layer.residual_layer2, convolution)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        out, done = torch.empty_like(skip), 0
+        done = 0
         for strip in _strips(features):
             rows = self.strip(features, skip, strip)
-            out[:, :, done : done + rows.shape[2]] = rows
+            skip[:, :, done : done + rows.shape[2]] = rows  # in place: these were used
             done += rows.shape[2]
-        return out
+        return skip
 
     def strip(self, features: Tensor, skip: Tensor, strip: _Strip) -> Tensor:
         """The rows of the result that lie four behind a strip."""
