@@ -36,7 +36,8 @@ from kdepth.models import Predict
 MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH = 1e-4, 1e4  # 1/m: the clamp of Apple's code
 
 # No tensor should have the 32 MiB from which on the C library asks the system for memory each time, which was a twelfth
-# of the time of five patches in float32: neither their widest, 577 x 4096 each, nor a strip, 768 x 256 a row.
+# of the time of five patches in float32: neither their widest, 577 x 4096 each, nor a strip, 768 x 256 a row. Of the
+# finest features each row becomes eight: strips are a multiple of that.
 _PATCHES_AT_ONCE = {torch.float32: 2, torch.bfloat16: 5, torch.float16: 5}
 _STRIP_ROWS = {torch.float32: 24, torch.bfloat16: 64, torch.float16: 64}
 
@@ -168,7 +169,7 @@ class _PatchEncoder(nn.Module):
         return merged
 
     def _merge(self, hidden: Tensor, counts: list[int], pixels: Tensor, scale: int = 0) -> list[Tensor]:
-        """Pictures of the tokens of patches that overlap: of one scale or, from that one on, of each."""
+        """The tokens of patches, the finest scale's first, as a picture of each scale, the coarsest first: `scale`."""
         from transformers.models.depth_pro.modeling_depth_pro import reconstruct_feature_maps
 
         base = pixels.shape[2] >> int(math.log2(pixels.shape[2] / self.tokens))
@@ -301,7 +302,7 @@ def fastest_attention(device: str, dtype: torch.dtype) -> Attention:
 
 def fastest_convolution(device: str, dtype: torch.dtype) -> type[nn.Module]:
     """What makes a 3x3 convolution of the decoder fast."""
-    if device != "cpu":
+    if device != "cpu" or dtype == torch.float16:  # what lies in between could be too large for float16
         return _Direct
     return _Winograd if dtype == torch.float32 else _WinogradAlongRows
 
@@ -542,7 +543,7 @@ class _Winograd(nn.Module):
 
 
 class _WinogradAlongRows(nn.Module):
-    """The same by four pixels of a row at a time, with half of the products, for half types on a CPU.
+    """The same by four pixels of a row at a time, with half of the products: for bfloat16 on a CPU.
 
     1.4 times as fast. In bfloat16 the errors are 0.6 % of the result's spread, where rounding alone makes 0.2 %.
     """
