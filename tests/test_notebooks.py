@@ -19,7 +19,8 @@ NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 
 def papermill(*arguments: str | Path, cwd: Path) -> str:
     command = [sys.executable, "-m", "papermill", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    # Once in many runs Jupyter's client and kernel wait for each other: that should be an error, not a stop.
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 
