@@ -227,6 +227,19 @@ def test_the_strips_of_depth_pro_make_the_whole(checkpoints: Path, monkeypatch: 
     np.testing.assert_allclose(model.estimate(frames).inverse_depth, whole, rtol=1e-5)
 
 
+def test_depth_pro_leaves_out_what_merging_cuts_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in the full network, patches are merged without being resized, and the last layer's output is asked for once.
+    config = tiny_checkpoints.depth_pro_config(patch_size=128, layers=3, merge_padding_value=1)
+    tiny_checkpoints.save_checkpoint(tmp_path, config)
+    model, frames = load_model(tmp_path, device="cpu", dtype="float32"), make_frames(1, 90, 160)
+    needed, masks = depth_pro._PatchEncoder._needed, []
+    monkeypatch.setattr(depth_pro._PatchEncoder, "_needed", lambda *args: masks.append(needed(*args)) or masks[-1])
+    found = model.estimate(frames).inverse_depth
+    assert 0.5 < masks[0].float().mean() < 0.7
+    monkeypatch.setattr(depth_pro._PatchEncoder, "_needed", lambda *args: None)
+    np.testing.assert_allclose(found, model.estimate(frames).inverse_depth, rtol=1e-5)
+
+
 @pytest.mark.parametrize("way", [depth_pro._Direct, depth_pro._Winograd, depth_pro._WinogradAlongRows])
 @pytest.mark.parametrize(("channels", "height", "width"), [((16, 24), 13, 19), ((8, 4), 4, 8), ((4, 8), 1, 1)])
 def test_ways_to_a_convolution_agree(way: Any, channels: tuple[int, int], height: int, width: int) -> None:

@@ -26,27 +26,27 @@ from transformers import (
 from kdepth.models import DepthKind
 
 
-def depth_pro_config(*, use_fov_model: bool = True) -> DepthProConfig:
+def depth_pro_config(*, patch_size: int = 64, layers: int = 2, **options: Any) -> DepthProConfig:
     vit = Dinov2Config(
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         mlp_ratio=2,
-        image_size=64,
+        image_size=patch_size,
         patch_size=16,
         use_mask_token=False,
     ).to_dict()
     return DepthProConfig(
-        patch_size=64,
+        patch_size=patch_size,
         fusion_hidden_size=16,
         intermediate_hook_ids=[1, 0],
         intermediate_feature_dims=[16, 16],
         scaled_images_feature_dims=[32, 32, 16],
         num_fov_head_layers=2,
-        use_fov_model=use_fov_model,
         image_model_config=dict(vit),
         patch_model_config=dict(vit),
         fov_model_config=dict(vit),
+        **{"use_fov_model": True, **options},
     )
 
 
