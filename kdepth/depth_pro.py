@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import product
@@ -39,7 +39,7 @@ MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH = 1e-4, 1e4  # 1/m: the clamp of Apple's co
 # of the time of five patches in float32: neither their widest, 577 x 4096 each, nor a strip, 768 x 256 a row. Of the
 # finest features each row becomes eight: strips are a multiple of that.
 _PATCHES_AT_ONCE = {torch.float32: 2, torch.bfloat16: 5, torch.float16: 5}
-_STRIP_ROWS = {torch.float32: 24, torch.bfloat16: 64, torch.float16: 64}
+_STRIP_ROWS = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}
 
 
 def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
@@ -214,40 +214,53 @@ class _TorchLinear(nn.Module):
         return F.gelu(self(rows))
 
     def add(self, rows: Tensor, to: Tensor) -> Tensor:
-        out: Tensor = self(rows)
-        return out.add_(to)
-
-
-class _ConvolutionLinear(_TorchLinear):
-    """As a 1x1 convolution, which goes through oneDNN: faster where MKL does not like the processor."""
-
-    def forward(self, rows: Tensor) -> Tensor:
-        image = rows.reshape(1, -1, rows.shape[-1]).transpose(1, 2).unsqueeze(-1)
-        image = F.conv2d(image, self.weight[:, :, None, None], self.bias)
-        return image.squeeze(-1).transpose(1, 2).reshape(*rows.shape[:-1], -1)
+        """In place: `to` is what is given back."""
+        return to.add_(self(rows))
 
 
 class _PackedLinear(nn.Module):
-    """oneDNN's product with packed weights and what follows it inside; what torch.compile uses on CPU."""
+    """The same as a 1x1 convolution, with what follows it inside and its weights in oneDNN's layout.
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    A matrix product of oneDNN's own is up to a tenth slower, with one patch. What torch.compile uses on a CPU.
+
+    Args:
+        weight: ``(groups x out, in)``.
+        bias: ``(groups x out,)``.
+        rows: How many will come at a time, mostly: the layout depends on it.
+        groups: Products side by side: each has its own part of a row, ``in`` numbers, and of the result.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, rows: tuple[int, int] | None = None, *, groups: int = 1) -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PATCHES_AT_ONCE[weight.dtype] * 577)
+        n, count = rows or (_PATCHES_AT_ONCE[weight.dtype], 577)
+        self.geometry = ((0, 0), (1, 1), (1, 1), groups)  # padding, stride, dilation
+        size = [n, groups * weight.shape[1], count, 1]
+        weight = weight[:, :, None, None].contiguous()
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, size)
         self.bias = nn.Parameter(bias, False)
 
     def forward(self, rows: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
-        return out
+        return self._product(rows, "none")
 
     def gelu(self, rows: Tensor) -> Tensor:
-        if rows.dtype == torch.float32:  # oneDNN's own GELU has an error of 5e-6
-            return F.gelu(self(rows))
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "gelu", [], "none")
-        return out
+        return self._product(rows, "gelu")
 
     def add(self, rows: Tensor, to: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, to, self.weight, self.bias, "add")
-        return out
+        add = torch.ops.mkldnn._convolution_pointwise_.binary
+        add(_as_picture(to), _as_picture(rows), self.weight, self.bias, *self.geometry, "add", 1.0, None, [], None)
+        return to
+
+    def _product(self, rows: Tensor, then: str) -> Tensor:
+        picture = _as_picture(rows)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            picture, self.weight, self.bias, *self.geometry, then, [], "none"
+        )
+        return out.squeeze(3).transpose(1, 2)
+
+
+def _as_picture(rows: Tensor) -> Tensor:
+    """Of rows ``(N, count, C)`` a picture of the width 1, channels-last."""
+    return rows.unsqueeze(2).permute(0, 3, 1, 2)
 
 
 def _attention_at_once(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -281,7 +294,7 @@ def fastest_linear(device: str, dtype: torch.dtype) -> type[nn.Module]:
     rows = torch.randn(1, _PATCHES_AT_ONCE[dtype] * 577, 1024, dtype=dtype)
     weight = torch.randn(4096, 1024, dtype=dtype)
     layers: dict[type[nn.Module], Callable[[], object]] = {}
-    for kind in (_TorchLinear, _ConvolutionLinear, _PackedLinear):
+    for kind in (_TorchLinear, _PackedLinear):
         with suppress(AttributeError, RuntimeError):  # a torch built without oneDNN
             layer: Any = kind(weight, weight[:, 0].contiguous())
             layer.gelu(rows)
@@ -302,7 +315,8 @@ def fastest_attention(device: str, dtype: torch.dtype) -> Attention:
 
 def fastest_convolution(device: str, dtype: torch.dtype) -> type[nn.Module]:
     """What makes a 3x3 convolution of the decoder fast."""
-    if device != "cpu" or dtype == torch.float16:  # what lies in between could be too large for float16
+    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device != "cpu" or not there or dtype == torch.float16:  # in which what lies in between could be too large
         return _Direct
     return _Winograd if dtype == torch.float32 else _WinogradAlongRows
 
@@ -390,7 +404,7 @@ class _VisionTransformer(nn.Module):
             x = b["out"].add(attended, x)
             x = b["fc2"].add(b["fc1"].gelu(b["norm2"](x)), x)
             if i in self.keep:
-                kept[i] = x
+                kept[i] = x.clone()
         last = self.layernorm(x)
         if needed is not None:
             last = last.new_zeros((*needed.shape, last.shape[2])).index_put_((needed,), last[0])
@@ -471,10 +485,19 @@ class _Strip(NamedTuple):
             self.kept[layer] = rows.clone()
 
 
-def _strips(picture: Tensor) -> list[_Strip]:
-    """Strips of a picture of twice the height of this one."""
-    height, rows, kept = 2 * picture.shape[2], _STRIP_ROWS[picture.dtype], dict[nn.Module, Tensor]()
+def _strips(height: int, dtype: torch.dtype) -> list[_Strip]:
+    """A picture of some height from top to bottom."""
+    rows, kept = _STRIP_ROWS[dtype], dict[nn.Module, Tensor]()
     return [_Strip(top, min(top + rows, height), height, kept) for top in range(0, height, rows)]
+
+
+def _fill(picture: Tensor, parts: Iterable[Tensor]) -> Tensor:
+    """Write rows into a picture, in place, a part after the other."""
+    done = 0
+    for rows in parts:
+        picture[:, :, done : done + rows.shape[2]] = rows
+        done += rows.shape[2]
+    return picture
 
 
 class _Direct(nn.Module):
@@ -508,7 +531,7 @@ class _Winograd(nn.Module):
     _OF_WEIGHTS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
                    (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
     _OF_RESULTS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-    _ROWS = 2  # of tiles at a time: 14 MB at a width of 768
+    _TILES = 192  # at a time, with 36 KB each
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -516,24 +539,29 @@ class _Winograd(nn.Module):
             torch.tensor(numbers, dtype=torch.float64)
             for numbers in (self._OF_PIXELS, self._OF_WEIGHTS, self._OF_RESULTS)
         )
-        weight = torch.einsum("yi,xj,ocij->yxco", of_weights, of_weights, layer.weight.double()).flatten(0, 1)
-        assert layer.bias is not None
-        self.weight, self.bias = nn.Parameter(weight.to(layer.weight), False), layer.bias
+        weight = torch.einsum("yi,xj,ocij->yxoc", of_weights, of_weights, layer.weight.double()).flatten(0, 2)
+        bias = weight.new_zeros((6, 6, len(layer.weight)))
+        if layer.bias is not None:
+            bias[1, 1] = layer.bias  # which all pixels take once
+        weight, bias = weight.to(layer.weight), bias.flatten().to(layer.weight)
+        self.products = _PackedLinear(weight, bias, (1, self._TILES), groups=36)
         # Of rows and columns in one.
         self.before = nn.Parameter(torch.kron(of_pixels, of_pixels).to(layer.weight), False)
         self.after = nn.Parameter(torch.kron(of_results, of_results).to(layer.weight), False)
 
     def forward(self, rows: Tensor, strip: _Strip, *, relu: bool = False) -> Tensor:
         padded = strip.around(self, rows, relu=relu, columns=1, tile=(4, 4)).permute(0, 2, 3, 1)
-        tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4)  # (N, H / 4, W / 4, C, 6, 6)
-        n, down, across, channels = tiles.shape[:4]
-        out = padded.new_empty((n, down, 4, across, 4, self.weight.shape[2]))
+        tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(0, 1, 2, 4, 5, 3)  # (N, H / 4, W / 4, 6, 6, C)
+        n, down, across, *_, channels = tiles.shape
+        out = padded.new_empty((n, down, 4, across, 4, len(self.products.bias) // 36))
+        at_once = max(1, self._TILES // across)
         for picture, result in zip(tiles, out, strict=True):
-            for some, part in zip(picture.split(self._ROWS), result.split(self._ROWS), strict=True):
-                turned = torch.mm(self.before, some.permute(3, 4, 0, 1, 2).reshape(36, -1))
-                products = torch.bmm(turned.view(36, -1, channels), self.weight)
-                found = torch.mm(self.after, products.view(36, -1)).view(4, 4, len(some), across, -1)
-                torch.add(found.permute(2, 0, 3, 1, 4), self.bias, out=part)
+            for some, part in zip(picture.split(at_once), result.split(at_once), strict=True):
+                count = len(some) * across
+                turned = torch.bmm(self.before.expand(count, 36, 36), some.reshape(count, 36, channels))
+                products = self.products(turned.view(1, count, -1)).view(count, 36, -1)
+                found = torch.bmm(self.after.expand(count, 16, 36), products)
+                part.copy_(found.view(len(some), across, 4, 4, -1).permute(0, 2, 1, 3, 4))
         above, below = strip.ends
         height = rows.shape[2] - above + below
         return out.view(n, 4 * down, 4 * across, -1)[:, :height, : rows.shape[3]].permute(0, 3, 1, 2)
@@ -554,7 +582,6 @@ class _WinogradAlongRows(nn.Module):
         even, odd = left / 24 + right / 6, middle / 12
         parts = (left / 4, -(left + middle + right) / 6, -(left - middle + right) / 6, even + odd, even - odd, right)
         self.weights = nn.ParameterList(nn.Parameter(part[..., None].to(layer.weight), False) for part in parts)
-        assert layer.bias is not None
         self.bias = layer.bias
 
     def forward(self, rows: Tensor, strip: _Strip, *, relu: bool = False) -> Tensor:
@@ -562,7 +589,7 @@ class _WinogradAlongRows(nn.Module):
         # The pixels of all tiles, (N, H, W / 4, C) each; the last two are the next tile's first.
         first, second, third, fourth, fifth, sixth = padded.unfold(2, 6, 4).unbind(-1)
         n, height, across, _ = first.shape
-        out = padded.new_empty((n, height - 2, across, 4, len(self.bias)))
+        out = padded.new_empty((n, height - 2, across, 4, len(self.weights[0])))
         one, two, three, four = out.unbind(3)
         # With the same points as above: 1 and -1, 2 and -2, 0, infinity.
         even, odd = torch.sub(fifth, third, alpha=4), torch.sub(fourth, second, alpha=4)
@@ -620,12 +647,8 @@ class _Fusion(nn.Module):
         self.refine = _Residual(layer.residual_layer2, convolution)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        done = 0
-        for strip in _strips(features):
-            rows = self.strip(features, skip, strip)
-            skip[:, :, done : done + rows.shape[2]] = rows  # in place: these were used
-            done += rows.shape[2]
-        return skip
+        strips = _strips(2 * features.shape[2], features.dtype)
+        return _fill(skip, (self.strip(features, skip, strip) for strip in strips))  # whose rows were used by then
 
     def strip(self, features: Tensor, skip: Tensor, strip: _Strip) -> Tensor:
         """The rows of the result that lie four behind a strip."""
@@ -670,7 +693,7 @@ class _LastLayers(nn.Module):
         self.third = third.float()
 
     def forward(self, rows: Tensor, strip: _Strip) -> Tensor:
-        """Of rows ``(N, C, H, W)`` those of twice the size ``(N, 2 H, 2 W)`` that lie one behind them."""
+        """Of rows ``(N, C, H, W)`` those of twice the size ``(N, 1, 2 H, 2 W)`` that lie one behind them."""
         rows = strip.around(self, rows.float(), relu=False)
         n, _, height, width = rows.shape
         height -= 2
@@ -683,7 +706,7 @@ class _LastLayers(nn.Module):
                 found[:, :, -y] -= self.through[2 * y].sum(0)[:, None]
                 found[:, :, -y, -x] += self.through[2 * y, 2 * x]
             out[:, :, y, :, x] = F.relu_(self.third(F.relu_(found)))[:, 0]
-        return out.view(n, 2 * height, 2 * width)
+        return out.view(n, 1, 2 * height, 2 * width)
 
 
 class _Head(nn.Module):
@@ -696,11 +719,14 @@ class _Head(nn.Module):
         self.first, self.last = convolution(first), _LastLayers(deconvolution, second, third)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        strips = []
-        for strip in _strips(features):
-            rows = self.projection(self.fusion.strip(features, skip, strip))
-            strips.append(self.last(self.first(rows, strip), strip))
-        return torch.cat(strips, dim=1)
+        n, _, height, width = features.shape
+        out = torch.empty((n, 1, 4 * height, 4 * width), device=features.device)
+        return _fill(out, (self._rows(features, skip, strip) for strip in _strips(2 * height, features.dtype)))[:, 0]
+
+    def _rows(self, features: Tensor, skip: Tensor, strip: _Strip) -> Tensor:
+        rows = self.projection(self.fusion.strip(features, skip, strip))
+        out: Tensor = self.last(self.first(rows, strip), strip)
+        return out
 
 
 class _Decoder(nn.Module):
@@ -714,11 +740,12 @@ class _Decoder(nn.Module):
             raise DepthError("Depth Pro with a projection of its finest features is not supported")
         *ups, last_up = up.intermediate
         self.ups = nn.ModuleList([up.image_block, *up.scaled_images, *ups])
-        self.merge, self.projections = neck.fuse_image_with_low_res, projections
+        self.merge, self.first_projection = neck.fuse_image_with_low_res, projections[0]
         self.start = _Residual(fusion.intermediate[0].residual_layer2, _Direct)
         *folded, last = (_fold(layer.deconv, layer.projection) for layer in fusion.intermediate)
-        # For small pictures it is not worth the memory.
-        ways = [_Direct] * (len(folded) - 1) + [convolution]
+        # For the smallest pictures it is not worth the memory.
+        ways = [_Direct] * (len(folded) - 2) + [convolution] * 2
+        self.projections = nn.ModuleList(way(layer) for way, layer in zip(ways, projections[1:-1], strict=True))
         self.steps = nn.ModuleList(map(_Fusion, fusion.intermediate[1:], ways, folded))
         final = _Fusion(fusion.final, convolution, last, last_up)
         self.head = _Head(final, convolution, fusion.final.projection, network.head)
@@ -731,10 +758,17 @@ class _Decoder(nn.Module):
         """
         ups = iter(self.ups)
         image, low = next(ups)(encoded.pop(0)), next(ups)(encoded.pop(0))
-        coarse = self.projections[0](self.merge(torch.cat((low, image), dim=1)))
+        coarse = self.first_projection(self.merge(torch.cat((low, image), dim=1)))
         features = self.start(coarse, _Strip(0, coarse.shape[2], coarse.shape[2], {}))
-        for up, projection, step in zip(ups, self.projections[1:-1], self.steps, strict=True):
-            features = step(features, projection(up(encoded.pop(0))))
+        for up, projection, step in zip(ups, self.projections, self.steps, strict=True):
+            skip = up(encoded.pop(0))
+            projected = skip  # in place where it can be
+            if skip.shape[1] != features.shape[1]:
+                projected = skip[:, : features.shape[1]].clone(memory_format=torch.channels_last)
+            strips = _strips(skip.shape[2], skip.dtype)
+            _fill(projected, (projection(skip[:, :, strip.top : strip.bottom], strip) for strip in strips))
+            del skip
+            features = step(features, projected)
         return self.head(features, encoded.pop(0)), coarse
 
 

@@ -242,9 +242,10 @@ def test_depth_pro_leaves_out_what_merging_cuts_off(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("way", [depth_pro._Direct, depth_pro._Winograd, depth_pro._WinogradAlongRows])
 @pytest.mark.parametrize(("channels", "height", "width"), [((16, 24), 13, 19), ((8, 4), 4, 8), ((4, 8), 1, 1)])
-def test_ways_to_a_convolution_agree(way: Any, channels: tuple[int, int], height: int, width: int) -> None:
+@pytest.mark.parametrize("bias", [True, False])
+def test_ways_to_a_convolution_agree(way: Any, channels: tuple[int, int], height: int, width: int, bias: bool) -> None:
     torch.manual_seed(2)
-    layer = torch.nn.Conv2d(*channels, 3, padding=1)
+    layer = torch.nn.Conv2d(*channels, 3, padding=1, bias=bias)
     rows = torch.randn(2, channels[0], height, width).contiguous(memory_format=torch.channels_last)
     whole = depth_pro._Strip(0, height, height, {})
     with torch.inference_mode():
@@ -267,7 +268,7 @@ def test_without_a_field_of_view_network_the_focal_length_must_be_given(tmp_path
     assert model.estimate(frames, focal_length_px=120).inverse_depth.min() > 0
 
 
-@pytest.mark.parametrize("kind", [depth_pro._TorchLinear, depth_pro._ConvolutionLinear, depth_pro._PackedLinear])
+@pytest.mark.parametrize("kind", [depth_pro._TorchLinear, depth_pro._PackedLinear])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ways_to_a_product_agree(kind: Any, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -284,11 +285,13 @@ def test_ways_to_a_product_agree(kind: Any, dtype: torch.dtype) -> None:
     tolerance = 1e-4 if dtype == torch.float32 else 0.2
     torch.testing.assert_close(layer(rows).double(), product, atol=tolerance, rtol=0)
     torch.testing.assert_close(layer.gelu(rows).double(), torch.nn.functional.gelu(product), atol=tolerance, rtol=0)
-    torch.testing.assert_close(layer.add(rows, to).double(), product + to.double(), atol=tolerance, rtol=0)
+    expected = product + to.double()
+    assert layer.add(rows, to) is to, "in place"
+    torch.testing.assert_close(to.double(), expected, atol=tolerance, rtol=0)
 
 
 def test_the_way_to_a_product_is_measured() -> None:
-    ways = (depth_pro._TorchLinear, depth_pro._ConvolutionLinear, depth_pro._PackedLinear)
+    ways = (depth_pro._TorchLinear, depth_pro._PackedLinear)
     assert depth_pro.fastest_linear("cpu", torch.float32) in ways
     assert depth_pro.fastest_linear("cuda", torch.float16) is depth_pro._TorchLinear
     ways = (depth_pro._attention_at_once, depth_pro._attention_in_steps)
