@@ -520,8 +520,8 @@ class _Direct(nn.Module):
 class _Winograd(nn.Module):
     """The same by tiles of 4x4 pixels, with a quarter of the products (Lavin & Gray 2015, arXiv:1509.09308).
 
-    On a CPU, in float32, with what goes before and after the products, twice as fast; its errors are at most 1e-4 of the
-    result's spread. In half types they would be too large. The weights take four times the memory.
+    On a CPU, in float32, with what goes before and after the products, twice as fast; the errors are at most 1e-4 of
+    the result's spread. In half types they would be too large. The weights take four times the memory.
 
     A tile's numbers lie together, in the cache, and all 36 products are one convolution with as many groups.
     """
