@@ -744,8 +744,8 @@ class _Decoder(nn.Module):
         self.merge, self.first_projection = neck.fuse_image_with_low_res, projections[0]
         self.start = _Residual(fusion.intermediate[0].residual_layer2, _Direct)
         *folded, last = (_fold(layer.deconv, layer.projection) for layer in fusion.intermediate)
-        # For the smallest pictures it is not worth the memory.
-        ways = [_Direct] * (len(folded) - 2) + [convolution] * 2
+        # For small pictures it is not worth the memory.
+        ways = [_Direct] * (len(folded) - 1) + [convolution]
         self.projections = nn.ModuleList(way(layer) for way, layer in zip(ways, projections[1:-1], strict=True))
         self.steps = nn.ModuleList(map(_Fusion, fusion.intermediate[1:], ways, folded))
         final = _Fusion(fusion.final, convolution, last, last_up)
