@@ -762,15 +762,16 @@ class _Decoder(nn.Module):
         coarse = self.first_projection(self.merge(torch.cat((low, image), dim=1)))
         features = self.start(coarse, _Strip(0, coarse.shape[2], coarse.shape[2], {}))
         for up, projection, step in zip(ups, self.projections, self.steps, strict=True):
-            skip = up(encoded.pop(0))
-            projected = skip  # in place where it can be
-            if skip.shape[1] != features.shape[1]:
-                projected = skip[:, : features.shape[1]].clone(memory_format=torch.channels_last)
-            strips = _strips(skip.shape[2], skip.dtype)
-            _fill(projected, (projection(skip[:, :, strip.top : strip.bottom], strip) for strip in strips))
-            del skip
-            features = step(features, projected)
+            features = step(features, self._project(up(encoded.pop(0)), projection, features.shape[1]))
         return self.head(features, encoded.pop(0)), coarse
+
+    def _project(self, skip: Tensor, projection: nn.Module, channels: int) -> Tensor:
+        n, own, height, width = skip.shape
+        out = skip  # in place where it can be
+        if own != channels:
+            out = skip.new_empty((n, height, width, channels)).permute(0, 3, 1, 2)
+        strips = _strips(height, skip.dtype)
+        return _fill(out, (projection(skip[:, :, strip.top : strip.bottom], strip) for strip in strips))
 
 
 # --- Apple's file -----------------------------------------------------------------------------------------------------

@@ -227,6 +227,15 @@ def test_the_strips_of_depth_pro_make_the_whole(checkpoints: Path, monkeypatch: 
     np.testing.assert_allclose(model.estimate(frames).inverse_depth, whole, rtol=1e-5)
 
 
+def test_depth_pro_whose_features_are_narrower_than_its_decoder(tmp_path: Path) -> None:
+    config = tiny_checkpoints.depth_pro_config(scaled_images_feature_dims=[32, 8, 16])
+    tiny_checkpoints.save_checkpoint(tmp_path, config)
+    frames = make_frames(1, 90, 160)
+    depth, _ = reference(tmp_path, frames)
+    found = load_model(tmp_path, device="cpu", dtype="float32").estimate(frames).inverse_depth
+    np.testing.assert_allclose(found, 1 / depth.clip(1e-4, 1e4), rtol=1e-4)
+
+
 def test_depth_pro_leaves_out_what_merging_cuts_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As in the full network, patches are merged without being resized, and the last layer's output is asked for once.
     config = tiny_checkpoints.depth_pro_config(patch_size=128, layers=3, merge_padding_value=1)

@@ -41,12 +41,11 @@ def depth_pro_config(*, patch_size: int = 64, layers: int = 2, **options: Any) -
         fusion_hidden_size=16,
         intermediate_hook_ids=[1, 0],
         intermediate_feature_dims=[16, 16],
-        scaled_images_feature_dims=[32, 32, 16],
         num_fov_head_layers=2,
         image_model_config=dict(vit),
         patch_model_config=dict(vit),
         fov_model_config=dict(vit),
-        **{"use_fov_model": True, **options},
+        **{"use_fov_model": True, "scaled_images_feature_dims": [32, 32, 16], **options},
     )
 
 
