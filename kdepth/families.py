@@ -180,11 +180,16 @@ def _read_processing(path: Path, family: str) -> Config:
     return processing
 
 
-def _resize_uint8(frames: Tensor, size: tuple[int, int], resample: int) -> Tensor:
-    """Resize as torchvision does on a CPU: uint8 stays uint8, antialiased."""
+def resize_uint8(frames: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Resize as torchvision does on a CPU: uint8 stays uint8, antialiased.
+
+    Args:
+        frames: uint8 (N, 3, H, W).
+        size: Of the result: height, width.
+        mode: ``"nearest"``, ``"bilinear"`` or ``"bicubic"``.
+    """
     if tuple(frames.shape[2:]) == size:
         return frames
-    mode = _MODES[resample]
     if mode == "nearest":
         return F.interpolate(frames, size, mode=mode)
     if frames.device.type == "cpu":
@@ -231,7 +236,7 @@ def _target_size(frames: Tensor, processing: Config) -> tuple[int, int]:
 
 def _prepare_dpt(frames: Tensor, processing: Config) -> Tensor:
     if processing["do_resize"]:
-        frames = _resize_uint8(frames, _target_size(frames, processing), processing["resample"])
+        frames = resize_uint8(frames, _target_size(frames, processing), _MODES[processing["resample"]])
     pixels = _normalize(frames, processing)
     if processing["do_pad"] and processing["size_divisor"]:
         top, bottom = _centre_padding(pixels.shape[2], processing["size_divisor"])
@@ -255,7 +260,7 @@ def _prepare_glpn(frames: Tensor, processing: Config) -> Tensor:
         height, width = (side // divisor * divisor for side in frames.shape[2:])
         if 0 in (height, width):
             return frames[:, :, :0]
-        frames = _resize_uint8(frames, (height, width), processing["resample"])
+        frames = resize_uint8(frames, (height, width), _MODES[processing["resample"]])
     return _normalize(frames, processing)
 
 

@@ -217,7 +217,7 @@ def model_identity(name: str | Path, *, revision: str | None = None) -> str:
 def _load_small(device: str, dtype: str) -> DepthModel:
     import torch
 
-    from kdepth.small import load_small
+    from kdepth.small import FRAMES_TOGETHER, load_small
 
     network = load_small(device=device, dtype=None if dtype == "auto" else getattr(torch, dtype))
 
@@ -232,7 +232,7 @@ def _load_small(device: str, dtype: str) -> DepthModel:
         kind="relative",
         name="small",
         revision=_small_revision(),
-        batch_size=8 if device == "cpu" else 32,
+        batch_size=8 if device == "cpu" else FRAMES_TOGETHER,
         device=device,
         by_frame=device == "cpu",  # on a GPU what they give would all be held there
     )

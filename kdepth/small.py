@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdepth.errors import DepthError
+from kdepth.families import resize_uint8
 
 WEIGHTS_PATH = Path(__file__).parent / "data" / "small.safetensors"
 WEIGHTS_SHA256 = "176416514ec5c15326c848a1adc1f6f5ec2543b87c7078d81a001bdd798f1714"
@@ -28,6 +29,7 @@ LONG_SIDE_PX = 256  # of the network's input; trained at 192 to 256
 # Of what stands still: the share of the frame before, and the difference of colour in levels of 255 at which 1/e of
 # that share is left. Chosen on the still part of real video (.7 to .9, 4 to 20), and by looking at what moves there.
 _KEPT, _SAME_COLOUR = 0.85, 20.0
+FRAMES_TOGETHER = 32  # of the network on a GPU
 _ENLARGED_TOGETHER = 16  # frames on a GPU: at 640 x 360 some 300 MB
 _LOCK = threading.Lock()  # the number of threads is the process's
 Frame = tuple[Tensor, Tensor]  # a picture (3, h, w) at the network's size, and its inverse depth (h, w)
@@ -210,23 +212,20 @@ class SmallNetwork(nn.Module):
             )
         height, width = frames.shape[1:3]
         scale = LONG_SIDE_PX / max(height, width)
-        size = [max(32, round(side * scale / 16) * 16) for side in (height, width)]
-        if before is not None and list(before[1].shape) != size:
+        size = (max(32, round(height * scale / 16) * 16), max(32, round(width * scale / 16) * 16))
+        if before is not None and before[1].shape != size:
             before = None
         device = self.head.weight.device
         frames = frames.to(device)
         return (self._follow_each if device.type == "cpu" else self._follow_together)(frames, size, before)
 
-    def _look(self, frames: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
+    def _look(self, frames: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Pictures (N, 3, h, w) in [-1, 1] and inverse depth (N, h, w) at the network's size."""
-        picture = frames.permute(0, 3, 1, 2)
-        if frames.device.type != "cpu":
-            picture = picture.float()  # no other device resizes bytes
-        x = functional.interpolate(picture, size, mode="bilinear", antialias=True).float() / 127.5 - 1
+        x = resize_uint8(frames.permute(0, 3, 1, 2), size, "bilinear").float() / 127.5 - 1
         pixels = x.to(self.coarse.weight.dtype).contiguous(memory_format=torch.channels_last)
         return x, self.invert(self.decode(self.features(pixels)))
 
-    def _follow_each(self, frames: Tensor, size: list[int], before: Frame | None) -> tuple[Tensor, Frame]:
+    def _follow_each(self, frames: Tensor, size: tuple[int, int], before: Frame | None) -> tuple[Tensor, Frame]:
         """Frame by frame, each in a thread."""
         out = torch.empty(frames.shape[:3])
 
@@ -254,9 +253,11 @@ class SmallNetwork(nn.Module):
         assert before is not None
         return out, before
 
-    def _follow_together(self, frames: Tensor, size: list[int], before: Frame | None) -> tuple[Tensor, Frame]:
+    def _follow_together(self, frames: Tensor, size: tuple[int, int], before: Frame | None) -> tuple[Tensor, Frame]:
         """All frames at once, for a GPU, which a single one does not fill; only the average over time is one by one."""
-        x, inverse = self._look(frames, size)
+        # With another number of frames cuDNN would plan all convolutions anew, which takes 2.4 s of a core.
+        filling = frames[-1:].expand(-len(frames) % FRAMES_TOGETHER, *frames.shape[1:])
+        x, inverse = (part[: len(frames)] for part in self._look(torch.cat((frames, filling)), size))
         picture_before, last = before or (x[0], inverse[0])
         for own, kept in zip(inverse, _kept(x, torch.cat((picture_before[None], x[:-1]))), strict=True):
             last = own.lerp_(last, kept)

@@ -63,6 +63,7 @@ def test_frames_at_once_give_what_each_alone_does(monkeypatch: pytest.MonkeyPatc
     network, frames = load_small(dtype=torch.float32), picture(90, 160, count=5)
     each, last = network.follow(frames)
     monkeypatch.setattr(SmallNetwork, "_follow_each", SmallNetwork._follow_together)  # as on a GPU
+    monkeypatch.setattr(small, "FRAMES_TOGETHER", 2)
     monkeypatch.setattr(small, "_ENLARGED_TOGETHER", 2)
     first, before = network.follow(frames[:3])
     second, last_of_all = network.follow(frames[3:], before)
