@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kdepth.depth_video import DepthWriter, Frame, count_frames, read_frames
 from kdepth.errors import DepthError
 from kdepth.schema import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH
-from kdepth.stability import sampled, scale_jump, steady_grey
+from kdepth.stability import STRIDE, sampled, scale_jump, steady_grey
 
 if TYPE_CHECKING:  # models imports torch, which workers that only download must not wait for
     from kdepth.models import ClipDepth, DepthModel
@@ -146,15 +146,15 @@ def _store(
 ) -> None:
     import torch  # 50 times as fast as NumPy at this, to the same bits
 
-    # What is stored, not what was computed, is what the statistics describe.
-    stored = torch.from_numpy(inverse_depth).half().numpy()
     for i, frame in enumerate(batch):
+        # What is stored, not what was computed, is what the statistics describe.
+        stored = torch.from_numpy(inverse_depth[i]).half().numpy()
+        focal_length = None if focal_length_px is None else float(focal_length_px[i])
+        row = statistics.add(frame, stored, focal_length)
         try:
-            crc32 = writer.write(stored[i], frame.time_seconds)
+            row["crc32"] = writer.write(stored, frame.time_seconds)
         except ValueError as exc:
             raise DepthError(f"frame {frame.index}: the model's {exc}") from exc
-        focal_length = None if focal_length_px is None else float(focal_length_px[i])
-        statistics.add(frame, stored[i], focal_length, crc32)
 
 
 class _ClipStatistics:
@@ -166,10 +166,11 @@ class _ClipStatistics:
         self._jumps: list[float] = []
         self._last: tuple[NDArray[np.int16], NDArray[np.float32]] | None = None
 
-    def add(self, frame: Frame, inverse_depth: NDArray[np.float16], focal_length_px: float | None, crc32: int) -> None:
+    def add(self, frame: Frame, inverse_depth: NDArray[np.float16], focal_length_px: float | None) -> dict[str, Any]:
+        """The frame's entry of the row's ``frames``, without the checksum of what is written for it."""
         sample, grey = sampled(inverse_depth), steady_grey(frame.rgb)
         bits = inverse_depth.view(np.uint16)  # half floats >= 0 have the order of their bits, which is faster to find
-        p05, median, p95 = (float(value) for value in np.quantile(sample, (0.05, 0.5, 0.95)))
+        p05, median, p95 = _quantiles(bits[::STRIDE, ::STRIDE], (0.05, 0.5, 0.95))
         self.frames.append(
             {
                 "index": frame.index,
@@ -180,7 +181,6 @@ class _ClipStatistics:
                 "median": median,
                 "p95": p95,
                 "max": float(bits.max().view(np.float16)),
-                "crc32": crc32,
             }
         )
         size = (THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT)
@@ -190,6 +190,7 @@ class _ClipStatistics:
             if jump is not None:
                 self._jumps.append(jump)
         self._last = grey, sample
+        return self.frames[-1]
 
     def thumbnail(self) -> list[float]:
         mean: list[float] = (self._thumbnail_sum / len(self.frames)).ravel().tolist()
@@ -197,3 +198,13 @@ class _ClipStatistics:
 
     def flicker(self) -> float | None:
         return float(np.mean(self._jumps)) if self._jumps else None
+
+
+def _quantiles(bits: NDArray[np.uint16], shares: Sequence[float]) -> list[float]:
+    """As `np.quantile` of half floats >= 0, by counting: in a third of its time."""
+    at = np.multiply(shares, bits.size - 1)
+    ranks = np.floor(at), np.ceil(at)
+    below, above = np.searchsorted(np.bincount(bits.ravel()).cumsum(), ranks, side="right").astype(np.uint16)
+    low, high = below.view(np.float16).astype(np.float64), above.view(np.float16).astype(np.float64)
+    found: list[float] = (low + (at - ranks[0]) * (high - low)).tolist()
+    return found
