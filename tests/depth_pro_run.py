@@ -21,19 +21,19 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from kdepth import depth_pro
+from kdepth.apple import apple_config, apple_keys
 from kdepth.models import load_model
 
 
 def make(folder: Path) -> None:
     from tiny_checkpoints import PROCESSORS, save_checkpoint  # not while memory is measured
 
-    config = depth_pro.apple_config()
+    config = apple_config()
     save_checkpoint(folder, config)
     processor = {**PROCESSORS["depth_pro"], "size": {"height": 1536, "width": 1536}}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     port = load_file(folder / "model.safetensors")
-    names = depth_pro.apple_keys(config.patch_model_config.num_hidden_layers)
+    names = apple_keys(config.patch_model_config.num_hidden_layers)
     torch.save(
         {apple: torch.cat([port.pop(part) for part in parts]) for apple, parts in names.items()}, apple_of(folder)
     )

@@ -26,7 +26,9 @@ from tiny_checkpoints import FAMILIES
 from transformers import AutoModelForDepthEstimation
 
 import kdepth
-from kdepth import depth_pro, families
+from kdepth import depth_pro, families, products
+from kdepth import depth_pro_decoder as decoder
+from kdepth.apple import apple_config, apple_keys
 from kdepth.errors import DepthError
 from kdepth.metrics import agreement
 from kdepth.models import DepthModel, load_model, model_identity
@@ -221,9 +223,9 @@ def test_a_known_focal_length_replaces_the_estimated_one(checkpoints: Path, monk
 def test_the_strips_of_depth_pro_make_the_whole(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = make_frames(1, 90, 160)
     model = load(checkpoints, "depth-pro")
-    monkeypatch.setitem(depth_pro._STRIP_ROWS, torch.float32, 4096)
+    monkeypatch.setitem(decoder._STRIP_ROWS, torch.float32, 4096)
     whole = model.estimate(frames).inverse_depth
-    monkeypatch.setitem(depth_pro._STRIP_ROWS, torch.float32, 16)  # eight of them, so that most go on at both sides
+    monkeypatch.setitem(decoder._STRIP_ROWS, torch.float32, 16)  # eight of them, so that most go on at both sides
     np.testing.assert_allclose(model.estimate(frames).inverse_depth, whole, rtol=1e-5)
 
 
@@ -249,14 +251,14 @@ def test_depth_pro_leaves_out_what_merging_cuts_off(tmp_path: Path, monkeypatch:
     np.testing.assert_allclose(found, model.estimate(frames).inverse_depth, rtol=1e-5)
 
 
-@pytest.mark.parametrize("way", [depth_pro._Direct, depth_pro._Winograd, depth_pro._WinogradAlongRows])
+@pytest.mark.parametrize("way", [decoder._Direct, decoder._Winograd, decoder._WinogradAlongRows])
 @pytest.mark.parametrize(("channels", "height", "width"), [((16, 24), 13, 19), ((8, 4), 4, 8), ((4, 8), 1, 1)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_ways_to_a_convolution_agree(way: Any, channels: tuple[int, int], height: int, width: int, bias: bool) -> None:
     torch.manual_seed(2)
     layer = torch.nn.Conv2d(*channels, 3, padding=1, bias=bias)
     rows = torch.randn(2, channels[0], height, width).contiguous(memory_format=torch.channels_last)
-    whole = depth_pro._Strip(0, height, height, {})
+    whole = decoder._Strip(0, height, height, {})
     with torch.inference_mode():
         torch.testing.assert_close(way(layer)(rows, whole), layer(rows), rtol=0, atol=1e-4)
         expected = layer(rows.relu()).relu()
@@ -277,7 +279,7 @@ def test_without_a_field_of_view_network_the_focal_length_must_be_given(tmp_path
     assert model.estimate(frames, focal_length_px=120).inverse_depth.min() > 0
 
 
-@pytest.mark.parametrize("kind", [depth_pro._TorchLinear, depth_pro._PackedLinear])
+@pytest.mark.parametrize("kind", [products._TorchLinear, products.PackedLinear])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ways_to_a_product_agree(kind: Any, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -300,12 +302,12 @@ def test_ways_to_a_product_agree(kind: Any, dtype: torch.dtype) -> None:
 
 
 def test_the_way_to_a_product_is_measured() -> None:
-    ways = (depth_pro._TorchLinear, depth_pro._PackedLinear)
-    assert depth_pro.fastest_linear("cpu", torch.float32) in ways
-    assert depth_pro.fastest_linear("cuda", torch.float16) is depth_pro._TorchLinear
-    ways = (depth_pro._attention_at_once, depth_pro._attention_in_steps)
-    assert depth_pro.fastest_attention("cpu", torch.bfloat16) in ways
-    assert depth_pro.fastest_attention("cuda", torch.float16) is depth_pro._attention_at_once
+    ways = (products._TorchLinear, products.PackedLinear)
+    assert products.fastest_linear("cpu", torch.float32) in ways
+    assert products.fastest_linear("cuda", torch.float16) is products._TorchLinear
+    ways = (products._attention_at_once, products._attention_in_steps)
+    assert products.fastest_attention("cpu", torch.bfloat16) in ways
+    assert products.fastest_attention("cuda", torch.float16) is products._attention_at_once
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -314,7 +316,7 @@ def test_ways_to_attention_agree(dtype: torch.dtype) -> None:
     query, key, value = torch.randn((3, 2, 4, 37, 16), generator=generator).to(dtype).unbind(0)
     expected = (query.double() @ key.double().transpose(-1, -2)).softmax(-1) @ value.double()
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
-    for way in (depth_pro._attention_at_once, depth_pro._attention_in_steps):
+    for way in (products._attention_at_once, products._attention_in_steps):
         torch.testing.assert_close(way(query, key, value).double(), expected, atol=tolerance, rtol=0)
 
 
@@ -326,7 +328,7 @@ def apple_file(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     port = load_file(checkpoints / "depth-pro" / "model.safetensors")
     weights = {
         apple: torch.cat([port.pop(name) for name in names])
-        for apple, names in depth_pro.apple_keys(config.patch_model_config.num_hidden_layers).items()
+        for apple, names in apple_keys(config.patch_model_config.num_hidden_layers).items()
     }
     assert not port, "every weight of the port has its place in Apple's file"
     torch.save(weights, tmp_path / "depth_pro.pt")
@@ -345,7 +347,7 @@ def test_apples_file_gives_what_the_port_gives(apple_file: Path, checkpoints: Pa
 
 
 def test_apples_names() -> None:
-    keys = depth_pro.apple_keys(24)
+    keys = apple_keys(24)
     names = [name for ports in keys.values() for name in ports]
     assert len(keys) == 1119
     assert len(names) == len(set(names)) == 1407
@@ -365,7 +367,7 @@ def test_apples_names() -> None:
 
 def test_the_network_of_apples_file_has_its_size() -> None:
     with torch.device("meta"):
-        network = AutoModelForDepthEstimation.from_config(depth_pro.apple_config())
+        network = AutoModelForDepthEstimation.from_config(apple_config())
     assert len(network.state_dict()) == 1407
     assert sum(parameter.numel() for parameter in network.parameters()) == 951_991_330
 
