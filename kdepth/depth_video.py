@@ -12,6 +12,7 @@ row keeps the CRC-32 of each frame's packet, and what is read for the row is hel
 from __future__ import annotations
 
 import os
+import uuid
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -30,13 +31,14 @@ from kdepth.errors import DatasetError
 
 # Matroska keeps times in milliseconds.
 _TIME_BASE = Fraction(1, 1000)
+_MOST_BEHIND_MS = 50  # of a frame whose time was that of others before it
 
 
 class DepthWriter:
     """Writes inverse depth frames to a file that appears, whole, when the ``with`` block ends without an error.
 
     Args:
-        path: The ``.mkv`` file to make. Written beside it as ``.part`` and renamed.
+        path: The ``.mkv`` file to make. Written beside it as ``<name>.<random>.part`` and renamed.
         width: Width in pixels.
         height: Height in pixels.
         threads: Threads of the encoder.
@@ -44,7 +46,7 @@ class DepthWriter:
 
     def __init__(self, path: str | Path, width: int, height: int, *, threads: int = 1) -> None:
         self._path = Path(path)
-        self._part = self._path.with_name(self._path.name + ".part")
+        self._part = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex[:8]}.part")
         # bitexact: without the random number that a Matroska file is otherwise known by.
         self._container = av.open(str(self._part), "w", format="matroska", options={"fflags": "+bitexact"})
         self._stream = self._container.add_stream(
@@ -138,15 +140,21 @@ def read_depth_at(source: str | Path | BinaryIO, time_seconds: float, crc32: int
         with _opened(source, probesize="32") as container:
             stream = container.streams.video[0]
             container.seek(target, stream=stream, backward=True)
+            others = False
             for packet in container.demux(stream):
                 # Every frame is a key frame: what lies before the wanted one need not be decoded.
-                if packet.pts is not None and packet.pts >= target - 1:
-                    if crc32 is not None and zlib.crc32(packet) != crc32:
-                        raise DatasetError(
-                            f"{_name(source)} is damaged: its frame at {time_seconds:.3f} s is not what was written"
-                        )
+                if packet.pts is None or packet.pts < target - 1:
+                    continue
+                if crc32 is None or zlib.crc32(packet) == crc32:
                     for frame in packet.decode():
                         return _half(frame)
+                others = True
+                if packet.pts > target + _MOST_BEHIND_MS:
+                    break
+            if others:
+                raise DatasetError(
+                    f"{_name(source)} is damaged: its frame at {time_seconds:.3f} s is not what was written"
+                )
     except (OSError, av.error.FFmpegError, IndexError) as exc:
         raise DatasetError(f"{_name(source)} can't be read as a depth file: {exc}") from exc
     raise DatasetError(f"{_name(source)} has no frame at {time_seconds:.3f} s")
@@ -204,13 +212,14 @@ def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
     try:
         with _opened(source) as container:
             stream = container.streams.video[0]
-            # Half a millisecond: times are kept in seconds, and the file counts in ticks.
-            ticks = round((time_seconds + 5e-4) / stream.time_base)
+            # A frame's own time, or else half a millisecond more: what people write down is rounded.
+            exactly, ticks = (round((time_seconds + more) / stream.time_base) for more in (0, 5e-4))
             container.seek(ticks, stream=stream, backward=True)
             # In decoding order; what is shown by then has been decoded by then.
             packets = list(takewhile(lambda packet: (packet.dts or 0) <= ticks, container.demux(stream)))
             shown = [packet.pts for packet in packets if packet.pts is not None]
-            target = max((pts for pts in shown if pts <= ticks), default=min(shown, default=0))
+            by_then = max((pts for pts in shown if pts <= ticks), default=min(shown, default=0))
+            target = exactly if exactly in shown else by_then
             for packet in [*packets, None]:
                 # Of the frames before it only those are decoded that others are made from.
                 stream.codec_context.skip_frame = "NONREF" if packet and (packet.pts or 0) < target else "DEFAULT"

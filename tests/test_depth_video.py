@@ -51,6 +51,17 @@ def test_any_frame_opens_on_its_own(tmp_path: Path, frames: list[np.ndarray], fp
         read_depth_at(tmp_path / "depth.mkv", 12 / fps + 1)
 
 
+def test_frames_at_one_time_are_told_apart_by_their_checksums(tmp_path: Path, frames: list[np.ndarray]) -> None:
+    times = [0.04 * (index // 4) + 1e-5 * index for index in range(12)]
+    with DepthWriter(tmp_path / "depth.mkv", 160, 90) as writer:
+        checksums = [writer.write(frame, time) for frame, time in zip(frames, times, strict=True)]
+    for frame, time, checksum in zip(frames, times, checksums, strict=True):
+        assert np.array_equal(read_depth_at(tmp_path / "depth.mkv", time, checksum), frame.astype(np.float16))
+    for time in times:
+        with pytest.raises(DatasetError, match="is damaged"):
+            read_depth_at(tmp_path / "depth.mkv", time, 1)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0, -0.0, 65520.0])
 def test_what_is_no_inverse_depth_is_refused_and_leaves_no_file(tmp_path: Path, bad: float) -> None:
     frame = np.ones((90, 160), np.float32)

@@ -27,12 +27,14 @@ from media_zoo import (
     Picture,
     boxes,
     draw,
+    ffmpeg,
     forget_ffmpeg,
     psnr,
     read_index,
     use_ffmpeg,
 )
 
+from kdepth.depth_video import read_frame_at, read_frames
 from kdepth.errors import (
     DamagedMediaError,
     KdepthError,
@@ -225,6 +227,19 @@ def test_any_frame_opens_on_its_own(plain: Path, tmp_path: Path) -> None:
             container.seek(round(times[index] / stream.time_base), stream=stream)
             frame = next(frame for frame in container.decode(stream) if frame.time >= times[index] - 1e-6)
             assert np.array_equal(to_rgb(frame), to_rgb(frames[index]))
+
+
+def test_pictures_of_one_time_are_told_apart(tmp_path: Path) -> None:
+    """They lie a tick apart, 8 microseconds."""
+    grey = "color=black:size=320x180:rate=25:duration=0.8,format=gray,geq=lum='N*12'"
+    ffmpeg("-f", "lavfi", "-i", grey, "-c:v", "mjpeg", str(tmp_path / "grey.mkv"))
+    pairs = "setts=ts='floor(N/2)*80'"
+    ffmpeg("-i", str(tmp_path / "grey.mkv"), "-c", "copy", "-bsf:v", pairs, str(tmp_path / "pairs.mkv"))
+    transcode_file(tmp_path / "pairs.mkv", tmp_path / "clip.mp4", height=180, threads=1)
+    frames = list(read_frames(tmp_path / "clip.mp4"))
+    assert len(frames) == 20
+    for frame in frames:
+        assert np.array_equal(read_frame_at(tmp_path / "clip.mp4", frame.time_seconds).rgb, frame.rgb)
 
 
 def test_fit(folder: Path, tmp_path: Path) -> None:
