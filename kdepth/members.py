@@ -31,6 +31,7 @@ _MAX_EXTENDED_HEADER_BYTES = 2**20
 READ_ERRORS = (
     *(tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
     *(NotImplementedError, ValueError),  # of zipfile: an unknown compression; of tarfile: numbers that are none
+    RecursionError,  # of tarfile: hundreds of headers for one member
 )
 
 
@@ -175,5 +176,7 @@ def _zip_open(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[IO[by
     try:
         with archive.open(info) as stream:
             yield stream
-    except READ_ERRORS as exc:
+    except (*READ_ERRORS, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:  # of the disk; bzip2's own have none
+            raise
         raise MemberError(f"is damaged ({exc})") from exc

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -12,7 +14,7 @@ import re
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -39,6 +41,7 @@ MAX_REDIRECTS = 5
 HEAD_BYTES = 512  # so much of a file tells what it is
 _MAX_DELAY_SECONDS = 60
 _MAX_RETRY_AFTER_SECONDS = 300  # a server that asks for more is not waited for
+_LOCK_SECONDS = 0.5
 _WORTH_RESUMING_BYTES = 2**20  # smaller files start over: not worth a second file beside each
 # After these the part that came is kept for a later call.
 _CAN_GO_ON = (HttpStatusError, IncompleteDownloadError, DownloadTimeoutError, HostUnreachableError)
@@ -141,34 +144,70 @@ class Transfer:
         started = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            async with asyncio.timeout(timeout_seconds):
-                if self.part.exists():
-                    await asyncio.to_thread(self._restore)
-                if self.total_bytes is None or self.num_bytes < self.total_bytes:
-                    await self._until_whole()
-            if self.part.stat().st_size != self.num_bytes:
-                self.forget()
-                raise IncompleteDownloadError(self.public_url, "another process wrote to the same file")
-            os.replace(self.part, self.path)
-            self._state.unlink(missing_ok=True)
+            async with asyncio.timeout(timeout_seconds), self._alone() as waited:
+                if waited and self.path.exists():
+                    await asyncio.to_thread(self._take)
+                else:
+                    await self._to_its_place()
         except TimeoutError as exc:
             raise DownloadTimeoutError(
                 self.public_url, f"not whole after {timeout_seconds} s ({self.num_bytes} bytes)", self.http_status
             ) from exc
         except OSError as exc:
             raise DownloadError(self.public_url, f"can't write {self.part.name}: {exc.strerror}") from exc
+        finally:
+            TRAFFIC.retrying.pop(self.public_url, None)
+        seconds = time.monotonic() - started
+        return Fetched(
+            self.path, self.num_bytes, self._sha256.hexdigest(), self.http_status or 200, self.attempts, seconds
+        )
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[bool]:
+        """One at a time on a file, of all processes; whether another had to be waited for."""
+        lock, waited = self.part.with_name(self.part.name + ".lock"), False
+        while True:
+            handle = os.open(lock, os.O_CREAT | os.O_WRONLY, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(handle).st_nlink:  # else it went with the one that had it
+                    break
+            except BlockingIOError:
+                waited = True
+            except OSError:  # a file system without locks
+                break
+            os.close(handle)
+            await asyncio.sleep(_LOCK_SECONDS if waited else 0)
+        try:
+            yield waited
+        finally:
+            lock.unlink(missing_ok=True)
+            os.close(handle)
+
+    async def _to_its_place(self) -> None:
+        try:
+            if self.part.exists():
+                await asyncio.to_thread(self._restore)
+            if self.total_bytes is None or self.num_bytes < self.total_bytes:
+                await self._until_whole()
+            if self.part.stat().st_size != self.num_bytes:
+                self.forget()
+                raise IncompleteDownloadError(self.public_url, "another process wrote to the same file")
+            os.replace(self.part, self.path)
+            self._state.unlink(missing_ok=True)
         except DownloadError as exc:
             if not isinstance(exc, _CAN_GO_ON):
                 self.forget()
             raise
         finally:
-            TRAFFIC.retrying.pop(self.public_url, None)
             if self.part.exists() and not self._state.exists():
                 self.part.unlink()
-        seconds = time.monotonic() - started
-        return Fetched(
-            self.path, self.num_bytes, self._sha256.hexdigest(), self.http_status or 200, self.attempts, seconds
-        )
+
+    def _take(self) -> None:
+        """What another process has just made."""
+        with open(self.path, "rb") as file:
+            self._sha256 = hashlib.file_digest(file, "sha256")
+        self.num_bytes = self.path.stat().st_size
 
     async def _until_whole(self) -> None:
         failures, best = 0, self.num_bytes
@@ -256,7 +295,8 @@ class Transfer:
             self._restart()
             raise _PassingError(IncompleteDownloadError(self.public_url, "the file on the server changed", status))
         if status >= 400:
-            error = HttpStatusError(self.public_url, f"HTTP {status} {response.reason or ''}".strip(), status)
+            reason = (response.reason or "").encode("utf-8", "replace").decode()  # bytes of any kind
+            error = HttpStatusError(self.public_url, f"HTTP {status} {reason}".strip(), status)
             if status in (408, 425, 429) or status >= 500:
                 raise _PassingError(error, _retry_after_seconds(response.headers.get("Retry-After")))
             raise error
@@ -380,7 +420,7 @@ class _PassingError(Exception):
 
 def _content_range(header: str) -> tuple[int | None, int | None]:
     """``(first byte, total)`` of a Content-Range header."""
-    match = re.fullmatch(r"\s*bytes\s+(?:(\d+)-\d+|\*)/(\d+|\*)\s*", header)
+    match = re.fullmatch(r"\s*bytes\s+(?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)\s*", header)
     if not match:
         return None, None
     return (int(match[1]) if match[1] else None), (int(match[2]) if match[2] != "*" else None)
@@ -389,9 +429,9 @@ def _content_range(header: str) -> tuple[int | None, int | None]:
 def _retry_after_seconds(header: str | None) -> float:
     if not header:
         return 0.0
-    if header.strip().isdigit():
+    if re.fullmatch("[0-9]{1,9}", header.strip()):
         return float(header)
     try:
         return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0

@@ -22,7 +22,7 @@ from http_server import Fault, Server, serve
 from nbclient import NotebookClient
 
 import kdepth
-from kdepth import addresses
+from kdepth import addresses, transfer
 from kdepth.downloads import Fetched, client_session, fetch, public_url, run
 from kdepth.errors import (
     DownloadError,
@@ -100,6 +100,45 @@ async def test_a_transfer_goes_on_where_it_broke(
         assert server.bytes_sent == len(VIDEO)
     assert (tmp_path / "clip.mp4").read_bytes() == VIDEO
     assert leftovers(tmp_path / "clip.mp4") == ["clip.mp4"]
+
+
+async def test_two_at_once_on_a_file_have_it_from_one_transfer(folder: Path, tmp_path: Path) -> None:
+    with serve(folder, faults={NAME: [Fault(hold_at=0.5)]}) as server:
+        one = asyncio.create_task(get(server.url(NAME), tmp_path / "clip.mp4"))
+        await asyncio.to_thread(server.held.wait)
+        two = asyncio.create_task(get(server.url(NAME), tmp_path / "clip.mp4"))
+        await asyncio.sleep(0)
+        server.release()
+        assert [(fetched.sha256, fetched.attempts) for fetched in (await one, await two)] == [(SHA256, 1), (SHA256, 0)]
+        assert len(server.requests) == 1
+    assert leftovers(tmp_path / "clip.mp4") == ["clip.mp4"]
+
+
+@pytest.mark.parametrize(
+    "header", ["\u00b2", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "9" * 5000, "-1", "soon"]
+)
+def test_a_retry_after_that_means_nothing_is_none(header: str) -> None:
+    assert transfer._retry_after_seconds(header) == 0
+
+
+@pytest.mark.parametrize("total", ["9" * 5000, "\u0663"])
+def test_a_content_range_with_no_number_is_none(total: str) -> None:
+    assert transfer._content_range(f"bytes 0-1/{total}") == (None, None)
+
+
+async def test_an_answer_in_other_letters_is_an_error_that_can_be_stored(tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 404 N\xe3o encontrado\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        with pytest.raises(HttpStatusError) as caught:
+            await get(f"http://127.0.0.1:{port}/a.mp4", tmp_path / "a.mp4")
+    assert str(caught.value).encode()
+    assert "HTTP 404 N" in str(caught.value)
 
 
 async def test_a_server_without_ranges_is_asked_from_the_start(folder: Path, tmp_path: Path) -> None:
