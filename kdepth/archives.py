@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import uuid
 from collections.abc import AsyncIterator, Collection, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ async def read_archive(
         DownloadError: Another of its subclasses; as `fetch`.
     """
     path = archive_path(url, root)
-    known = read_index(url, root)
+    known = read_index(root / index_name(url))
     if known is not None and all(name in skip or clip_id_for(url, name) in skip for name in known):
         return
     reader = _ArchiveReader(url, root, frozenset(skip), max_clips, max_member_bytes)
@@ -128,10 +129,10 @@ async def read_archive(
             path.unlink(missing_ok=True)
 
 
-def read_index(url: str, root: Path) -> list[str] | None:
+def read_index(path: Path) -> list[str] | None:
     """Names of the videos in an archive that was once read to its end, whole or not; None if it never was."""
     try:
-        members = json.loads(_index_path(url, root).read_text(encoding="utf-8"))["members"]
+        members = json.loads(path.read_text(encoding="utf-8"))["members"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return [str(name) for name in members]
@@ -145,14 +146,14 @@ def archive_path(url: str, root: Path) -> Path:
     return root / "archives" / f"{stem}_{hashlib.sha256(url.encode()).hexdigest()[:10]}{suffix}"
 
 
-def _index_path(url: str, root: Path) -> Path:
-    path = archive_path(url, root)
-    return path.with_name(path.name + ".members.json")
+def index_name(url: str) -> str:
+    """The file, relative to the root, that says what was in an archive once it was read to its end."""
+    return archive_path(url, Path()).as_posix() + ".members.json"
 
 
 def _write_index(url: str, root: Path, names: list[str]) -> None:
-    path = _index_path(url, root)
-    part = path.with_name(path.name + ".part")
+    path = root / index_name(url)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     part.write_text(json.dumps({"url": public_url(url), "members": names}, indent=0), encoding="utf-8")
     os.replace(part, path)
 

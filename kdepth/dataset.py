@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -79,7 +80,8 @@ def read_rows(root: str | Path | Root, columns: Sequence[str], where: str | None
 class ClipWriter:
     """Commits rows to a root's dataset in small transactions, by count and by time.
 
-    A row replaces the one of the same ``clip_id``. Within one run the first row of a clip counts.
+    A row replaces the one of the same ``clip_id``, but a failed one none that is ok: what is there is not lost because
+    it could not be made anew. Within one run the first row of a clip counts, or the first that is ok.
 
     Args:
         root: Folder of the dataset.
@@ -89,9 +91,9 @@ class ClipWriter:
     def __init__(self, root: str | Path, run_id: str) -> None:
         self.root = Root(root)
         self._run_id = run_id
-        self._buffer: list[dict[str, Any]] = []
+        self._buffer: dict[str, dict[str, Any]] = {}  # by clip_id
         self._last_commit = time.monotonic()
-        self._seen: set[str] = set()
+        self._seen: dict[str, str] = {}  # clip_id -> status
         uri = self.root.lance_uri
         if open_lance(uri) is None:
             with contextlib.suppress(OSError):  # another run made it in this moment
@@ -102,11 +104,12 @@ class ClipWriter:
             raise DatasetError(f"{uri} was written with other columns; use another root, or an older kdepth to read it")
 
     def add(self, row: Mapping[str, Any]) -> bool:
-        """Take a row; commits if it is time. False if this run has had the clip already."""
-        if row["clip_id"] in self._seen:
+        """Take a row; commits if it is time. False if this run has had the clip already, at least as well."""
+        clip_id = row["clip_id"]
+        if clip_id in self._seen and not (self._seen[clip_id] == FAILED and row["status"] == OK):
             return False
-        self._seen.add(row["clip_id"])
-        self._buffer.append({**row, "run_id": self._run_id})
+        self._seen[clip_id] = row["status"]
+        self._buffer[clip_id] = {**row, "run_id": self._run_id}
         if len(self._buffer) >= _COMMIT_ROWS or time.monotonic() - self._last_commit >= _COMMIT_SECONDS:
             self.commit()
         return True
@@ -123,9 +126,13 @@ class ClipWriter:
         """Commit what was taken, in one transaction."""
         if self._buffer:
             now = datetime.now(UTC)
-            rows = rows_to_table([{**row, "committed_at": now} for row in self._buffer])
-            merge = self._dataset.merge_insert("clip_id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(rows)
+            rows = rows_to_table([{**row, "committed_at": now} for row in self._buffer.values()])
+            better = f"source.status = '{OK}' or target.status = '{FAILED}'"
+            with self.root.locked("clips.lance"):
+                # Lance would take what another run has committed since for new, and have it twice.
+                self._dataset.checkout_latest()
+                merge = self._dataset.merge_insert("clip_id").when_matched_update_all(better)
+                merge.when_not_matched_insert_all().execute(rows)
             self._buffer.clear()
             return_freed_memory()
         self._last_commit = time.monotonic()
@@ -149,7 +156,7 @@ class ClipWriter:
                 self._tidy()
         # Another run may have replaced rows of this one since: names are compared, not run ids.
         committed = self._dataset.to_table(columns=["clip_id"])["clip_id"]
-        seen = pa.array(self._seen, pa.string())
+        seen = pa.array(list(self._seen), pa.string())
         missing = len(seen) - len(seen.filter(pc.is_in(seen, committed)))
         twice = len(committed) - pc.count_distinct(committed).as_py()
         if missing or twice:
@@ -179,7 +186,7 @@ def write_parquet(root: str | Path | Root) -> None:
     """Copy the dataset's rows to ``<root>/clips.parquet``, for tools without Lance."""
     root = Root(root)
     with root.writing("clips.parquet") as path:
-        part = path.with_name(path.name + ".part")
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
         dataset = lance.dataset(root.lance_uri)
         num_rows = dataset.count_rows()
         with pq.ParquetWriter(part, CLIP_SCHEMA) as writer:
@@ -246,10 +253,11 @@ class ClipDataset:
         """Clips with status ok, in order of ``clip_id``."""
         yield from map(self._clip, self._rows(f"status = '{OK}'"))
 
-    def _rows(self, where: str) -> list[dict[str, Any]]:
-        found = self.lance.to_table(columns=CLIP_SCHEMA.names, filter=where)
-        rows: list[dict[str, Any]] = found.to_pylist()
-        return sorted(rows, key=lambda row: str(row["clip_id"]))
+    def _rows(self, where: str) -> Iterator[dict[str, Any]]:
+        """Rows in order of ``clip_id``; few as dictionaries at once, which are ten times as large."""
+        found = self.table(where)
+        for start in range(0, len(found), _PACK_ROWS):
+            yield from found.slice(start, _PACK_ROWS).to_pylist()
 
     def _row(self, clip_id: str, columns: list[str]) -> dict[str, Any]:
         rows: list[dict[str, Any]] = self.lance.to_table(
@@ -312,7 +320,9 @@ class ClipDataset:
         if delete and self.is_packed:
             raise ValueError("delete=True: a packed dataset has no files of its own; pack the root again")
         found = []
-        for row in tqdm(self._rows(f"status = '{OK}'"), desc="verify", unit="clip", file=sys.stdout, ncols=110):
+        num_ok = self.lance.count_rows(f"status = '{OK}'")
+        rows = self._rows(f"status = '{OK}'")
+        for row in tqdm(rows, total=num_ok, desc="verify", unit="clip", file=sys.stdout, ncols=110):
             clip = self._clip(row)
             for kind, problem in clip.problems().items():
                 found.append({"clip_id": clip.clip_id, "path": row[f"{kind}_path"], "problem": problem})

@@ -62,7 +62,12 @@ def frame_selector(frames: str, num_frames: int) -> Callable[[int, float], bool]
 
 
 def estimate_clip_depth(
-    video: str | Path, destination: str | Path, model: DepthModel, *, frames: str = "all", num_frames: int | None = None
+    video: str | Path,
+    destination: str | Path,
+    model: DepthModel,
+    *,
+    frames: str | float = "all",
+    num_frames: int | None = None,
 ) -> dict[str, Any]:
     """Estimate the depth of a clip's frames and write them to a depth file.
 
@@ -86,6 +91,7 @@ def estimate_clip_depth(
     """
     import torch  # already there with the model
 
+    frames = str(frames)
     if frames == "middle" and num_frames is None:
         num_frames = count_frames(video)
     chosen = read_frames(video, frame_selector(frames, num_frames or 0))

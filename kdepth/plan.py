@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdepth.addresses import public_url
-from kdepth.archives import read_index
+from kdepth.archives import index_name, read_index
 from kdepth.dataset import read_rows
 from kdepth.depth import frame_selector
 from kdepth.models import DepthKind, model_identity
@@ -71,7 +71,7 @@ def pending(
     *,
     height: int = 360,
     model: str = "small",
-    frames: str = "all",
+    frames: str | float = "all",
     depth_kind: DepthKind | None = None,
     retry_failed: bool = False,
 ) -> pa.Table:
@@ -96,6 +96,7 @@ def pending(
         ValueError: `frames` is not one of the allowed values.
         DepthError: The model can't be had.
     """
+    frames = str(frames)  # a notebook's parameter of 2 is a number
     frame_selector(frames, 1)
     files = Root(root)
     identity = model_identity(model)
@@ -132,8 +133,7 @@ def pending(
         keep = ["clip_id", "source_url", "archive_member"]
         if row["failed_stage"] == "transcode":  # the bytes were bad: they are had again
             return {name: row[name] for name in (*keep, "failed_stage")}
-        if is_whole(row, "raw_path", "raw_bytes"):
-            keep += DOWNLOAD_COLUMNS
+        keep += DOWNLOAD_COLUMNS if is_whole(row, "raw_path", "raw_bytes") else ["raw_bytes"]
         if is_whole(row, "video_path", "video_bytes") and min(row["width"], row["height"]) == height:
             keep += DOWNLOAD_COLUMNS + TRANSCODE_COLUMNS
         return {name: row[name] for name in keep} | {"damage": damage(row)}
@@ -148,7 +148,7 @@ def pending(
             fields = _planned(source)
             if source["kind"] == "archive":
                 members = by_archive.get(fields["source_url"], [])
-                yield from _plan_archive(fields, members, known, files.work, is_done, resumed)
+                yield from _plan_archive(fields, members, known, files, is_done, resumed)
             elif source["kind"] == "annotation" or (row := known.get(source["clip_id"])) is None:
                 yield fields
             elif not is_done(row):
@@ -174,14 +174,12 @@ def _plan_archive(
     archive: dict[str, Any],
     members: list[dict[str, Any]],
     known: Mapping[str, Mapping[str, Any]],
-    root: Path,
+    root: Root,
     is_done: Callable[[Mapping[str, Any]], bool],
     resumed: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """What is left of an archive: its members that need no reading of it, and itself if there is more in it."""
     earlier = known.get(archive["clip_id"])
-    if earlier is not None and is_done(earlier):
-        return []
     plan, skip = [], []
     for row in members:
         if is_done(row):
@@ -190,7 +188,12 @@ def _plan_archive(
             skip.append(row["archive_member"])
             kinetics = {name: row[name] for name in SOURCE_SCHEMA.names if name in COLUMNS}
             plan.append(kinetics | state | {"kind": "video"})
-    index = read_index(archive["url"], root)
+    if earlier is not None and is_done(earlier):  # it failed, and is not to be tried again
+        return plan
+    index = None
+    if root.size(name := index_name(archive["url"])) is not None:
+        with root.reading(name) as path:
+            index = read_index(path)
     limit = archive["max_clips"]
     # What another archive held too: the clip's row names that one.
     rows = {name: known.get(clip_id_for(archive["url"], name)) for name in set(index or ()).difference(skip)}

@@ -38,7 +38,7 @@ from kdepth.dataset import ClipWriter
 from kdepth.errors import StorageError
 from kdepth.ffmpeg import ffmpeg_version
 from kdepth.plan import PARAMETERS_KEY
-from kdepth.schema import FAILED, OK, SUPERSEDED, AsYielded
+from kdepth.schema import OK, SUPERSEDED, AsYielded
 from kdepth.storage import Root
 from kdepth.traffic import watched
 
@@ -233,6 +233,7 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
     if kinds["annotation"] and sources is not None:
         annotated = {row["clip_id"] for row in sources.to_pylist() if row["kind"] == "annotation"}
     num_annotated, found, unannotated = len(annotated), 0, 0
+    failed: dict[str, tuple[str, str]] = {}  # clip_id -> stage, error class
     if sources is None or sources.num_rows:
         # How many clips an archive holds is known once it was read; until then the annotations are the best guess.
         unknown = sources is None or (kinds["archive"] and not kinds["annotation"])
@@ -256,18 +257,27 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
                     writer.discard(row["clip_id"])
                     continue
                 row["status"] = row["status"] or OK  # a pipeline may end before the depth stage
+                clip_id, is_ok = row["clip_id"], row["status"] == OK
+                if not is_ok and clip_id in report.damage:
+                    writer.discard(clip_id)  # what it says is not there
                 if not writer.add(row):
                     continue
-                report.num_ok += row["status"] == OK
-                report.num_failed += row["status"] == FAILED
-                report.num_depth_frames += (row["num_depth_frames"] or 0) if row["status"] == OK else 0
-                if row["status"] == FAILED:
-                    report.failures[row["failed_stage"], row["error_type"]] += 1
-                if row["archive_member"] is not None:
-                    found += row["clip_id"] in annotated
-                    unannotated += row["clip_id"] not in annotated
+                before = failed.pop(clip_id, None)  # of the same clip in another archive
+                if before is not None:
+                    report.num_failed -= 1
+                    report.failures[before] -= 1
+                report.num_ok += is_ok
+                report.num_failed += not is_ok
+                report.num_depth_frames += (row["num_depth_frames"] or 0) if is_ok else 0
+                if not is_ok:
+                    failed[clip_id] = row["failed_stage"], row["error_type"]
+                    report.failures[failed[clip_id]] += 1
+                if row["archive_member"] is not None and before is None:
+                    found += clip_id in annotated
+                    unannotated += clip_id not in annotated
                 show(downloads)
-                bar.update()
+                bar.update(before is None)
+        report.failures = +report.failures
         if sources is not None and "damage" in sources.column_names:  # what is left, not what was ever asked for
             is_file = pc.invert(pc.is_in(sources["kind"], pa.array(["archive", "annotation"])))
             report.num_missing = writer.missing(name.as_py() for name in sources["clip_id"].filter(is_file))

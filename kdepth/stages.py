@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from kdepth.archives import Member, read_archive
+from kdepth.archives import Member, index_name, read_archive
 from kdepth.attempts import counted, repeated
 from kdepth.depth import estimate_clip_depth, frame_selector
 from kdepth.downloads import client_session, fetch
@@ -61,6 +61,7 @@ _MAX_DOWNLOAD_TASKS = 1000  # each costs the driver a few milliseconds before an
 # worker's.
 _BLOCK_SECONDS = 0.5
 _MAX_BLOCK_CLIPS = 16
+_YOUTUBE_AT_ONCE = 2
 
 
 def download(
@@ -68,6 +69,7 @@ def download(
     root: str | Path,
     *,
     allow_private_hosts: bool = False,
+    keep_archives: bool = True,
     concurrency: int = 4,
     batch_size: int = 16,
 ) -> ray.data.Dataset:
@@ -78,8 +80,10 @@ def download(
         root: Folder of the dataset, shared by all nodes; or a URI such as ``s3://bucket/kinetics``, for which PyArrow
             and Lance take credentials and endpoint from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``).
         allow_private_hosts: Connect to loopback, private and link-local addresses too.
+        keep_archives: Keep an archive when it was read to its end; before an object store none is kept.
         concurrency: Tasks at once; each reads one archive, or `batch_size` files.
-        batch_size: Files that a task fetches at once; more of them with long lists, so that there are 1,000 tasks.
+        batch_size: Files that a task fetches at once (2 from YouTube, as each is a process). With long lists a task has
+            more of them, so that there are 1,000 tasks.
 
     Returns:
         One row a clip with `CLIP_SCHEMA`; rows that could not be fetched have status ``failed``.
@@ -111,6 +115,8 @@ def download(
             "root": Root(root),
             "annotations": annotations,
             "allow_private_hosts": allow_private_hosts,
+            "keep_archives": keep_archives,
+            "batch_size": batch_size,
             "at_most": at_most,
         },
         batch_size=None,
@@ -150,7 +156,7 @@ def estimate_depth(
     root: str | Path,
     *,
     model: str = "small",
-    frames: str = "all",
+    frames: str | float = "all",
     device: str = "auto",
     depth_kind: DepthKind | None = None,
     concurrency: int | None = None,
@@ -172,6 +178,7 @@ def estimate_depth(
         ValueError: `frames` is not one of the allowed values.
         DepthError: The model can't be had.
     """
+    frames = str(frames)  # a notebook's parameter of 2 is a number
     frame_selector(frames, 1)
     identity = model_identity(model)  # fails here, in the notebook, rather than later in a worker
     resources = ray.cluster_resources()
@@ -224,7 +231,7 @@ def _failure(stage: str, error: KdepthError) -> dict[str, Any]:
         "status": FAILED,
         "failed_stage": stage,
         "error_type": type(error).__name__,
-        "error_message": str(error)[:2000],
+        "error_message": str(error)[:2000].encode("utf-8", "replace").decode(),
     }
     if stage == "download":
         failure["http_status"] = getattr(error, "http_status", None)
@@ -253,14 +260,22 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def _download_block(
-    block: pa.Table, *, root: Root, annotations: pa.Table, allow_private_hosts: bool, at_most: int
+    block: pa.Table,
+    *,
+    root: Root,
+    annotations: pa.Table,
+    allow_private_hosts: bool,
+    keep_archives: bool,
+    batch_size: int,
+    at_most: int,
 ) -> Iterator[pa.Table]:
     rows = [dict.fromkeys(PLAN_SCHEMA.names) | row for row in block.to_pylist()]
     by_clip_id: dict[str, dict[str, Any]] = {}
     if any(row["kind"] == "archive" for row in rows):
         by_clip_id = {row["clip_id"]: row for row in annotations.to_pylist()}
     empty = True
-    done = _drain(_download_rows(rows, root, by_clip_id, allow_private_hosts), at_most)
+    keep = keep_archives and root.is_local
+    done = _drain(_download_rows(rows, root, by_clip_id, allow_private_hosts, keep, batch_size), at_most)
     for table in map(_table, repeated("download", done)):
         empty = False
         yield table
@@ -296,15 +311,26 @@ async def _next(rows: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def _download_rows(
-    rows: list[dict[str, Any]], root: Root, annotations: Mapping[str, Mapping[str, Any]], allow_private_hosts: bool
+    rows: list[dict[str, Any]],
+    root: Root,
+    annotations: Mapping[str, Mapping[str, Any]],
+    allow_private_hosts: bool,
+    keep_archives: bool,
+    batch_size: int,
 ) -> AsyncIterator[dict[str, Any]]:
     async with client_session(allow_private_hosts=allow_private_hosts) as session, published():
-        files = [row for row in rows if row["kind"] != "archive"]
-        for finished in asyncio.as_completed([_download_file(row, root, session) for row in files]):
+        turns = {"youtube": asyncio.Semaphore(_YOUTUBE_AT_ONCE)}
+        files = asyncio.Semaphore(batch_size)
+
+        async def download_file(row: dict[str, Any]) -> dict[str, Any]:
+            async with turns.get(row["kind"], files):  # its time begins with its turn
+                return await _download_file(row, root, session)
+
+        for finished in asyncio.as_completed([download_file(row) for row in rows if row["kind"] != "archive"]):
             yield await finished
         for row in rows:
             if row["kind"] == "archive":
-                async for clip in _download_archive(row, root, annotations, session):
+                async for clip in _download_archive(row, root, annotations, session, keep_archives):
                     yield clip
 
 
@@ -321,7 +347,8 @@ async def _download_file(row: dict[str, Any], root: Root, session: aiohttp.Clien
     row["download_started_at"] = datetime.now(UTC)
     started = time.perf_counter()
     try:
-        if (size := root.size(name)) is not None:  # whole, or it were not there: of a run killed before its commit
+        size, expected, row["raw_bytes"] = root.size(name), row["raw_bytes"], None
+        if size is not None and expected in (None, size):  # whole: of a run killed before its commit
             row.update(raw_bytes=size, raw_sha256=await asyncio.to_thread(_sha256, root, name), download_attempts=0)
         else:
             if row["kind"] == "youtube":
@@ -346,13 +373,22 @@ def _sha256(root: Root, name: str) -> str:
 
 
 async def _download_archive(
-    row: dict[str, Any], root: Root, annotations: Mapping[str, Mapping[str, Any]], session: aiohttp.ClientSession
+    row: dict[str, Any],
+    root: Root,
+    annotations: Mapping[str, Mapping[str, Any]],
+    session: aiohttp.ClientSession,
+    keep: bool,
 ) -> AsyncIterator[dict[str, Any]]:
     url, source_url = row["url"], row["source_url"]
     started_at, started = datetime.now(UTC), time.perf_counter()
     try:
         members = read_archive(
-            url, root.work, session=session, skip=frozenset(row["skip_members"] or ()), max_clips=row["max_clips"]
+            url,
+            root.work,
+            session=session,
+            skip=frozenset(row["skip_members"] or ()),
+            max_clips=row["max_clips"],
+            keep=keep,
         )
         async for member in members:
             clip = new_row(source_url=source_url, download_started_at=started_at)
@@ -369,6 +405,8 @@ async def _download_archive(
             clip["download_seconds"] = time.perf_counter() - started
             started_at, started = datetime.now(UTC), time.perf_counter()
             yield clip
+        if (root.work / index_name(url)).exists():  # it was read to its end
+            await asyncio.to_thread(root.publish, index_name(url))
     except KdepthError as error:
         root.check_space(error)
         yield new_row(clip_id=row["clip_id"], source_url=source_url) | _failure("download", error)

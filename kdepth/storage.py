@@ -148,6 +148,20 @@ class Root:
         finally:
             os.close(handle)
 
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Alone with a file or folder while the block runs. Not in an object store, which has no locks."""
+        if not self.is_local:
+            yield
+            return
+        handle = os.open(self.work / name, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
     def check_space(self, error: BaseException) -> None:
         """Tell a full disk from a bad clip: what to call with any error of a stage.
 
@@ -168,6 +182,9 @@ class Root:
 
     def _clear(self) -> None:
         """Delete what nobody will go on with (a broken download is gone on with)."""
-        for pattern in ("360p/*.part", "depth/*.part", "raw/*.??????????.part", "clips.parquet.part"):
+        files = ("raw/*.??????????.part", "360p/*.part", "depth/*.part", "archives/*.json.*.part", "*.parquet.*.part")
+        for pattern in (*files, "raw/*.lock", "archives/*.lock"):
             for path in self.work.glob(pattern):
                 path.unlink(missing_ok=True)
+        for folder in self.work.glob("raw/*.yt-dlp"):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -78,11 +79,10 @@ async def fetch_youtube(
     if not allow_private_hosts and urlsplit(url).hostname not in YOUTUBE_HOSTS:
         raise RefusedAddressError(shown, "not a URL of YouTube")
     if importlib.util.find_spec("yt_dlp") is None:
-        raise DownloadError(shown, "YouTube needs yt-dlp: pip install 'kdepth[youtube]'")
-    folder = path.with_name(path.name + ".part")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+        raise DownloadError(shown, "YouTube needs yt-dlp: pip install 'yt-dlp[default]'")
+    folder = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.yt-dlp")
     try:
+        folder.mkdir(parents=True)
         arguments = _arguments(url, folder, time_span_seconds, max_height, max_bytes, attempts)
         log = await _run(arguments, folder, shown, max_bytes, timeout_seconds)
         files = [file for file in folder.iterdir() if file.suffix != ".part"]
@@ -92,6 +92,8 @@ async def fetch_youtube(
             raise _failure(shown, log)
         sha256, num_bytes = await asyncio.to_thread(_sha256, files[0]), files[0].stat().st_size
         os.replace(files[0], path)
+    except OSError as exc:
+        raise DownloadError(shown, f"can't write {path.name}: {exc.strerror}") from exc
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Fetched(path, num_bytes, sha256, 200, 1, time.monotonic() - started)
@@ -119,6 +121,14 @@ def _arguments(
     ]
 
 
+def _size(folder: Path) -> int:
+    total = 0
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # yt-dlp has just deleted or renamed it
+            total += file.stat().st_size
+    return total
+
+
 async def _run(arguments: list[str], folder: Path, shown: str, max_bytes: int, timeout_seconds: float) -> str:
     """yt-dlp's messages; an error if it fails, or grows over a limit."""
     process = await asyncio.create_subprocess_exec(
@@ -134,7 +144,7 @@ async def _run(arguments: list[str], folder: Path, shown: str, max_bytes: int, t
         while not (await asyncio.wait([output], timeout=min(1.0, max(0.0, deadline - time.monotonic()))))[0]:
             if time.monotonic() >= deadline:
                 raise DownloadTimeoutError(shown, f"not whole after {timeout_seconds:g} s")
-            if sum(file.stat().st_size for file in folder.iterdir()) > max_bytes:
+            if _size(folder) > max_bytes:
                 raise DownloadTooLargeError(shown, f"more than the {max_bytes} bytes allowed")
     finally:
         if process.returncode is None:

@@ -22,7 +22,7 @@ import pytest
 from http_server import Fault, Server, serve
 
 import kdepth
-from kdepth.archives import Member, archive_path, read_archive, read_index
+from kdepth.archives import Member, archive_path, index_name, read_archive, read_index
 from kdepth.downloads import client_session
 from kdepth.errors import ArchiveError, DownloadError, HttpStatusError, IncompleteDownloadError
 from kdepth.schema import clip_id_for
@@ -112,12 +112,12 @@ def archive_files(root: Path) -> list[str]:
 async def test_every_kind_of_archive(server: Server, folder: Path, root: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
     url = server.url(name)
-    assert read_index(url, root) is None
+    assert read_index(root / index_name(url)) is None
     members, errors = await read(url, root)
     assert errors == []
     check(members, CLIPS, root)
     assert [member.clip_id for member in members] == [Path(name).stem for name in NAMES]
-    assert read_index(url, root) == NAMES
+    assert read_index(root / index_name(url)) == NAMES
     assert archive_path(url, root).read_bytes() == data
     assert server.bytes_sent == len(data)
     # Nothing more is asked for, whether members are missing or not.
@@ -151,7 +151,7 @@ async def test_members_come_before_the_archive_has_ended(server: Server, folder:
             found.append(member)
             if len(found) == 4:  # all that half of the archive holds
                 assert await asyncio.to_thread(server.held.wait, 60)
-                assert read_index(server.url("part.tar.gz"), root) is None
+                assert read_index(root / index_name(server.url("part.tar.gz"))) is None
                 server.release()
     check(found, CLIPS, root)
 
@@ -190,7 +190,7 @@ async def test_skip_by_name_and_by_clip_id(server: Server, folder: Path, root: P
     (folder / "part.tar").write_bytes(tar_bytes(CLIPS, "w"))
     members, _ = await read(server.url("part.tar"), root, skip={NAMES[0], clip_id_for("", NAMES[5])})
     assert [member.name for member in members] == [*NAMES[1:5], *NAMES[6:]]
-    assert read_index(server.url("part.tar"), root) == NAMES
+    assert read_index(root / index_name(server.url("part.tar"))) == NAMES
 
 
 async def test_max_clips_stops_early_and_does_not_claim_to_be_complete(
@@ -203,7 +203,7 @@ async def test_max_clips_stops_early_and_does_not_claim_to_be_complete(
     members, errors = await read(url, root, skip=NAMES[:1], max_clips=6)
     assert [member.name for member in members] == NAMES[1:7]
     assert errors == []
-    assert read_index(url, root) is None
+    assert read_index(root / index_name(url)) is None
     assert archive_files(root) == [".tar.gz.part", ".tar.gz.part.json"]
     sent = server.bytes_sent
     assert sent < 0.5 * len(data)
@@ -211,7 +211,7 @@ async def test_max_clips_stops_early_and_does_not_claim_to_be_complete(
     members, _ = await read(url, root, skip=NAMES[:7])
     assert [member.name for member in members] == [NAMES[7], "val/last.mp4"]
     assert server.requests[-1].status == 206
-    assert len(read_index(url, root) or []) == 9
+    assert len(read_index(root / index_name(url)) or []) == 9
 
 
 async def test_keep_false_leaves_the_index_only(server: Server, folder: Path, root: Path) -> None:
@@ -221,6 +221,31 @@ async def test_keep_false_leaves_the_index_only(server: Server, folder: Path, ro
     assert archive_files(root) == [".zip.members.json"]
     assert await read(server.url("part.zip"), root, skip=NAMES) == ([], [])
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L"])
+async def test_hundreds_of_headers_for_one_member_are_damage(
+    server: Server, folder: Path, root: Path, kind: bytes
+) -> None:
+    record = b"11 a=bcdef\n"
+    header = tarfile.TarInfo("more")
+    header.type, header.size = kind, len(record)
+    data = (header.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0")) * 1000 + tar_bytes(CLIPS, "w")
+    (folder / "deep.tar").write_bytes(data)
+    members, errors = await read(server.url("deep.tar"), root)
+    assert members == []
+    assert [error.member for error in errors] == [None]
+    assert archive_files(root) == []
+
+
+async def test_a_member_that_bzip2_refuses_is_one_member(server: Server, folder: Path, root: Path) -> None:
+    data = bytearray(zip_bytes(CLIPS, zipfile.ZIP_BZIP2))
+    begin = data.index(b"BZh")
+    data[begin + 4 : begin + 10] = bytes(6)
+    (folder / "part.zip").write_bytes(data)
+    members, errors = await read(server.url("part.zip"), root)
+    assert len(members) == len(CLIPS) - 1
+    assert [error.member for error in errors] == [next(iter(CLIPS))]
 
 
 async def test_the_same_clip_twice_comes_once(server: Server, folder: Path, root: Path) -> None:
@@ -270,7 +295,7 @@ async def test_tar_names_that_are_not_utf8(server: Server, folder: Path, root: P
     (folder / "x.tar").write_bytes(bytes(header) + data[512:])
     (member,), errors = await read(server.url("x.tar"), root)
     assert (member.name, errors) == ("caf\ufffd.mp4", [])
-    assert json.loads(json.dumps(read_index(server.url("x.tar"), root))) == ["caf\ufffd.mp4"]
+    assert json.loads(json.dumps(read_index(root / index_name(server.url("x.tar"))))) == ["caf\ufffd.mp4"]
 
 
 async def test_only_regular_files_with_a_video_suffix(server: Server, folder: Path, root: Path) -> None:
@@ -306,7 +331,7 @@ async def test_only_regular_files_with_a_video_suffix(server: Server, folder: Pa
         ],
         ("empty.mp4", "empty.mp4 is empty"),
     ]
-    assert read_index(server.url("x.tar"), root) == [
+    assert read_index(root / index_name(server.url("x.tar"))) == [
         "link.mp4",
         "hard.mp4",
         "fifo.mp4",
@@ -421,14 +446,14 @@ async def test_what_was_whole_before_the_damage_stays(
     last = NAMES[num_whole - 1 : num_whole + 1]
     assert any(f"damaged after {name}, near byte" in error.reason for name in last)
     assert f"of {len(bad)}: " in error.reason
-    assert read_index(server.url("x.tar"), root) is None
+    assert read_index(root / index_name(server.url("x.tar"))) is None
     # The server may have a good one later: it is asked for again.
     assert archive_files(root) == []
     (folder / "x.tar").write_bytes(data)
     members, errors = await read(server.url("x.tar"), root, skip=[member.name for member in members])
     assert errors == []
     assert [member.name for member in members] == NAMES[num_whole:]
-    assert read_index(server.url("x.tar"), root) == NAMES
+    assert read_index(root / index_name(server.url("x.tar"))) == NAMES
 
 
 @pytest.mark.parametrize(
@@ -455,7 +480,7 @@ async def test_an_empty_archive_is_complete(server: Server, folder: Path, root: 
     for name, data in {"x.tar": tar_bytes({}, "w"), "y.tar.gz": tar_bytes({}), "z.zip": zip_bytes({})}.items():
         (folder / name).write_bytes(data)
         assert await read(server.url(name), root) == ([], [])
-        assert read_index(server.url(name), root) == []
+        assert read_index(root / index_name(server.url(name))) == []
 
 
 async def test_errors_of_the_transfer(server: Server, folder: Path, root: Path) -> None:
@@ -590,7 +615,7 @@ from pathlib import Path
 sys.modules["kdepth"] = types.ModuleType("kdepth")
 sys.modules["kdepth"].__path__ = [sys.argv[3]]
 import kdepth
-from kdepth.archives import Member, read_archive, read_index
+from kdepth.archives import Member, index_name, read_archive, read_index
 from kdepth.downloads import client_session
 
 async def main(url, root):
@@ -631,4 +656,4 @@ def test_a_killed_process_goes_on_from_the_disk(server: Server, folder: Path, ro
         assert (root / "raw" / name).read_bytes() == clip
     assert [request.status for request in server.requests] == [200, 206, 206]
     assert server.bytes_sent == len(data)
-    assert read_index(url, root) == list(clips)
+    assert read_index(root / index_name(url)) == list(clips)

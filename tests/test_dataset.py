@@ -15,7 +15,7 @@ from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, new_row
 
 
 def rows(names: str, **columns: object) -> list[dict[str, object]]:
-    return [new_row(clip_id=name, status=OK, **columns) for name in names]
+    return [new_row(**{"clip_id": name, "status": OK} | columns) for name in names]
 
 
 def test_rows_come_back_as_they_were_committed_with_the_run_that_did(tmp_path: Path) -> None:
@@ -57,6 +57,41 @@ def test_a_row_replaces_the_one_of_an_earlier_run_and_counts_once_within_a_run(t
         "label": ["old", "old", "new", "new"],
         "run_id": ["run-1", "run-1", "run-2", "run-2"],
     }
+
+
+def test_a_failed_row_replaces_none_that_is_ok(tmp_path: Path) -> None:
+    first = ClipWriter(tmp_path, "run-1")
+    assert [first.add(row) for row in rows("ab", status=FAILED)] == [True, True]
+    assert [first.add(row) for row in rows("ab", status=OK)] == [True, True]  # in the same commit, from another archive
+    first.commit()
+    second = ClipWriter(tmp_path, "run-2")
+    for row in rows("abc", status=FAILED):
+        second.add(row)
+    second.finish()
+    third = ClipWriter(tmp_path, "run-3")
+    for row in rows("bc", status=OK):
+        third.add(row)
+    third.finish()
+    table = kdepth.open_dataset(tmp_path).table(columns=["clip_id", "status", "run_id"])
+    assert table.to_pydict() == {
+        "clip_id": ["a", "b", "c"],
+        "status": ["ok", "ok", "ok"],
+        "run_id": ["run-1", "run-3", "run-3"],
+    }
+
+
+def test_two_runs_with_the_same_clips_have_each_once(tmp_path: Path) -> None:
+    one, two = ClipWriter(tmp_path, "one"), ClipWriter(tmp_path, "two")
+    for row in rows("abc"):
+        one.add(row)
+        one.commit()
+    for row in rows("abcd"):
+        two.add(row)
+    two.commit()
+    one.finish()
+    two.finish()
+    assert read_rows(tmp_path, ["clip_id"])["clip_id"].to_pylist().count("a") == 1
+    assert len(kdepth.open_dataset(tmp_path)) == 4
 
 
 def test_commits_are_small_transactions_and_are_there_at_once(tmp_path: Path) -> None:

@@ -79,12 +79,13 @@ def test_the_pipeline_runs_headless_with_a_list_of_ones_own(
     urls.write_text(f"{base}/{first}.mp4\n{base}/missing.mp4\n")
     root = tmp_path / "x"
     parameters = ["-p", "url_list", "my.txt", "-p", "allow_private_hosts", "True", "-p", "model", "small"]
-    parameters += ["-p", "frames", "middle", "-p", "root", root]
+    parameters += ["-p", "frames", "1", "-p", "root", root]  # which papermill makes a number
     # From another folder than the project's: the list is relative to it.
     papermill(PROJECT / "notebooks" / "pipeline.ipynb", tmp_path / "out.ipynb", *parameters, cwd=tmp_path)
     ds = kdepth.open_dataset(root)
     assert sorted(ds.table(columns=["status"])["status"].to_pylist()) == ["failed", "ok"]
-    assert len(ds[first].depth_indices) == 1
+    assert ds[first].row["depth_frames"] == "1"
+    assert len(ds[first].depth_indices) == 3
     shown = outputs(tmp_path / "out.ipynb")
     assert "1 clips ok, 1 failed" in shown
     assert "HttpStatusError" in shown

@@ -177,6 +177,9 @@ def test_an_archive_that_broke_is_a_failed_row_until_it_is_whole(
     assert set(failures) <= {"ArchiveError", "DamagedMediaError"}
     assert "near byte" in failures["ArchiveError"]["error_message"]
     assert 1 <= statuses(root)["failed"] <= 2
+    # Its members are not forgotten for it: another depth is had from what is there.
+    assert kdepth.pending(sources, root, frames="middle").num_rows == 0
+    assert kdepth.pending(sources, root, frames="first").num_rows == statuses(root)["ok"]
 
     (tmp_path / "whole.tar.gz").write_bytes(whole)
     sample_server.serve("val.tar.gz", tmp_path / "whole.tar.gz")

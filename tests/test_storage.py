@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,8 +84,10 @@ def test_files_of_a_store_behave_like_those_of_a_folder(s3: str, tmp_path: Path)
 def test_the_whole_pipeline_on_an_object_store(ray_cluster: None, s3: str, tmp_path: Path) -> None:
     served = tmp_path / "served"
     served.mkdir()
-    for name, path in list(samples.rendered_clips().items())[:2]:
-        shutil.copy(path, served / f"{name}.mp4")
+    (first, path), (second, packed), *_ = samples.rendered_clips().items()
+    shutil.copy(path, served / f"{first}.mp4")
+    with tarfile.open(served / "part.tar.gz", "w:gz") as tar:
+        tar.add(packed, f"{second}.mp4")
     (served / "page.mp4").write_text("<html>not a video</html>")
     url_list = tmp_path / "urls.txt"
     roots = (f"{s3}/kinetics", str(tmp_path / "local"))

@@ -97,7 +97,7 @@ async def test_only_youtube_is_asked(tmp_path: Path) -> None:
 
 async def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yt_dlp", None)
-    with pytest.raises(DownloadError, match=r"pip install 'kdepth\[youtube\]'"):
+    with pytest.raises(DownloadError, match=r"pip install 'yt-dlp\[default\]'"):
         await fetch_youtube("https://www.youtube.com/watch?v=0wR5jVB-WPk", tmp_path / "clip")
 
 
