@@ -49,7 +49,8 @@ def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool =
     """Start Ray on this machine, or join a cluster; does nothing if it runs already.
 
     Args:
-        address: Of a running cluster (``"auto"``, ``"ray://host:10001"``); empty: this machine alone.
+        address: Of a running cluster that this machine belongs to (``"auto"``, ``"host:6379"``); empty: this machine
+            alone.
         num_cpus: CPUs of this machine to use; default: all.
         verbose: Let Ray report what it does.
     """
