@@ -21,6 +21,7 @@ import kdepth
 from kdepth import runs, samples, stages
 from kdepth.attempts import repeated
 from kdepth.errors import DatasetError
+from kdepth.storage import Root
 
 HTML = b"<!DOCTYPE html><html><body>This video is not here any more.</body></html>" * 20
 
@@ -245,6 +246,24 @@ def test_blocks_go_on_as_they_were_yielded(ray_cluster: None) -> None:
     blocks = ray.data.from_arrow(rows).map_batches(cut, batch_size=None, batch_format="pyarrow")
     lengths = [block.num_rows for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow")]
     assert lengths == [3, 1, 2]
+
+
+async def test_files_of_a_task_wait_for_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, most = Counter[str](), Counter[str]()
+
+    async def download(row: dict[str, Any], *_: object) -> dict[str, Any]:
+        kind = row["kind"]
+        at_once[kind] += 1
+        most[kind] = max(most[kind], at_once[kind])
+        await asyncio.sleep(0)
+        at_once[kind] -= 1
+        return row
+
+    monkeypatch.setattr(stages, "_download_file", download)
+    todo = [{"clip_id": str(number), "kind": ("video", "youtube")[number % 2]} for number in range(40)]
+    rows = stages._download_rows(todo, Root(tmp_path), {}, True, True, batch_size=7)
+    assert len([row async for row in rows]) == 40
+    assert most == {"video": 7, "youtube": 2}
 
 
 def test_downloads_that_are_there_go_on_together_and_wait_for_no_other() -> None:
