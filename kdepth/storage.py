@@ -35,7 +35,10 @@ class Root:
     Attributes:
         uri: As given.
         is_local: Whether it is a folder.
-        work: The folder to work in: the root itself, or the one on this node's disk.
+        work: The folder to work in: the root itself, or the one on this node's disk, which is this user's alone.
+
+    Raises:
+        StorageError: The one on this node's disk is another user's.
     """
 
     def __init__(self, root: str | Path | Root) -> None:
@@ -48,6 +51,10 @@ class Root:
             self.uri = self.uri.rstrip("/")
             digest = hashlib.sha256(self.uri.encode()).hexdigest()[:10]
             self.work = Path(tempfile.gettempdir()) / f"kdepth-{os.getuid()}-{digest}"
+            with contextlib.suppress(OSError):  # it is there, or nothing can be written there, as a reader need not
+                self.work.mkdir(mode=0o700)
+            if os.path.lexists(self.work) and self.work.lstat().st_uid != os.getuid():
+                raise StorageError(f"{self.work} belongs to somebody else, who could exchange files: remove it")
 
     def __str__(self) -> str:
         return self.uri

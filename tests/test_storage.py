@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline_run import run_pipeline
 
 import kdepth
 from kdepth import samples
-from kdepth.errors import DatasetError
+from kdepth.errors import DatasetError, StorageError
 from kdepth.storage import Root
 
 SCRIPT = Path(__file__).parent / "pipeline_run.py"
@@ -79,6 +80,16 @@ def test_files_of_a_store_behave_like_those_of_a_folder(s3: str, tmp_path: Path)
         root.delete("raw/a.mp4")
         root.delete("raw/a.mp4")
         assert root.size("raw/a.mp4") is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a folder to another user")
+def test_a_folder_that_another_user_made_is_not_worked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    work = Root("s3://bucket/kinetics").work
+    assert work.stat().st_mode & 0o777 == 0o700
+    os.chown(work, 12345, 12345)
+    with pytest.raises(StorageError, match="somebody else"):
+        Root("s3://bucket/kinetics")
 
 
 def test_the_whole_pipeline_on_an_object_store(ray_cluster: None, s3: str, tmp_path: Path) -> None:
