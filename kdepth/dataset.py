@@ -118,6 +118,11 @@ class ClipWriter:
         """How many of these this run has not had."""
         return sum(clip_id not in self._seen for clip_id in clip_ids)
 
+    def num_ok(self, clip_ids: Iterable[str]) -> int:
+        """How many of these are ok in the dataset."""
+        ok = self._dataset.to_table(columns=["clip_id"], filter=f"status = '{OK}'")["clip_id"]
+        return int(pc.sum(pc.is_in(pa.array(clip_ids, pa.string()), ok)).as_py() or 0)
+
     def discard(self, clip_id: str) -> None:
         """Remove an earlier run's row that is no longer true."""
         self._dataset.delete(f"clip_id = {_quoted(clip_id)}")

@@ -132,6 +132,7 @@ class RunReport:
     Attributes:
         run_id: In the rows that it committed.
         num_ok, num_failed: Clips committed by it.
+        num_kept: Failed clips that had been ok, and stay as they were.
         num_depth_frames: Depth frames written.
         seconds: Wall time from the first stage's start to the last commit.
         version: Of the Lance dataset afterwards.
@@ -145,6 +146,7 @@ class RunReport:
     run_id: str
     num_ok: int = 0
     num_failed: int = 0
+    num_kept: int = 0
     num_depth_frames: int = 0
     seconds: float = 0.0
     version: int = 0
@@ -163,6 +165,8 @@ class RunReport:
             f"in {self.seconds:.0f} s ({rate:.1f} frames/s); dataset version {self.version}"
         ]
         lines += [f"  {count} x {stage}: {error}" for (stage, error), count in self.failures.most_common()]
+        if self.num_kept:
+            lines.append(f"  failed, but had been ok, and stay as they were: {self.num_kept}")
         lines += [f"  made again: {clip_id} ({problem})" for clip_id, problem in list(self.damage.items())[:10]]
         if len(self.damage) > 10:
             lines.append(f"  made again: {len(self.damage) - 10} more")
@@ -185,6 +189,7 @@ class RunReport:
         facts = {
             "clips": f"{self.num_ok:,} ok, {self.num_failed:,} failed",
             "failures": "\n".join(failures) or None,
+            "failed, but had been ok, and stay as they were": self.num_kept or None,
             "sources without a row": self.num_missing or None,
             "annotated, but in no archive": self.annotated_without_clip,
             "in an archive, but not annotated": self.clips_without_annotation,
@@ -292,6 +297,8 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
             "seconds": round(report.seconds, 1),
         }
     )
+    if failed:
+        report.num_kept = writer.num_ok(failed)
     if num_annotated:
         report.annotated_without_clip = num_annotated - found
         report.clips_without_annotation = unannotated

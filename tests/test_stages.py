@@ -161,6 +161,21 @@ def test_a_later_run_redoes_what_it_must_and_no_more(
     assert kdepth.open_dataset(tmp_path)[first].inverse_depth(0).shape == (180, 320)
     assert kdepth.pending(sources, tmp_path, frames="first", height=180).num_rows == 0
 
+    # What can't be had again stays as it was, while it is whole.
+    for path in (tmp_path / "raw").iterdir():
+        path.unlink()
+    base = sample_server.url_list.read_text().splitlines()[0].rpartition("/")[0]
+    gone = kdepth.read_sources([f"{base}/gone/{first}.mp4"])
+    report = run_pipeline(gone, tmp_path, frames="first")
+    assert (report.num_ok, report.num_failed, report.num_kept) == (0, 1, 1)
+    assert "had been ok, and stay as they were: 1" in str(report)
+    clip = kdepth.open_dataset(tmp_path)[first]
+    assert clip.inverse_depth(0).shape == (180, 320)
+    clip.video_path.unlink()
+    report = run_pipeline(gone, tmp_path, frames="first", height=180)
+    assert (report.num_failed, report.num_kept) == (1, 0)
+    assert statuses(tmp_path) == {"ok": 1, "failed": 1}
+
 
 def test_an_archive_that_broke_is_a_failed_row_until_it_is_whole(
     ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path
