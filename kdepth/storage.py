@@ -135,7 +135,7 @@ class Root:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Mark a run as going on here while the block runs; what killed runs left half done is cleared if it is alone.
+        """Mark a run as going on here while the block runs; if it is alone, what was left half done is cleared.
 
         The folder itself is locked, and the system unlocks it however the process ends. An object store has no locks,
         and nothing half done can be seen in it.
@@ -146,14 +146,18 @@ class Root:
         self.work.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.work, os.O_RDONLY)
         try:
-            with contextlib.suppress(OSError):  # others are at work here, or the file system has no locks
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._clear()
+            self._clear_if_alone(handle)
             with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_SH)
             yield
+            self._clear_if_alone(handle)  # of workers that died meanwhile
         finally:
             os.close(handle)
+
+    def _clear_if_alone(self, handle: int) -> None:
+        with contextlib.suppress(OSError):  # others are at work here, or the file system has no locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._clear()
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
