@@ -103,11 +103,18 @@ class ClipWriter:
         if self._dataset.schema != CLIP_SCHEMA:
             raise DatasetError(f"{uri} was written with other columns; use another root, or an older kdepth to read it")
 
-    def add(self, row: Mapping[str, Any]) -> bool:
-        """Take a row; commits if it is time. False if this run has had the clip already, at least as well."""
+    def add(self, row: Mapping[str, Any], *, replace: bool = False) -> bool:
+        """Take a row; commits if it is time. False if this run has had the clip already, at least as well.
+
+        Args:
+            row: With the columns of `CLIP_SCHEMA`.
+            replace: Even if it failed, an earlier run's row that is ok is no longer true.
+        """
         clip_id = row["clip_id"]
         if clip_id in self._seen and not (self._seen[clip_id] == FAILED and row["status"] == OK):
             return False
+        if replace:
+            self.discard(clip_id)
         self._seen[clip_id] = row["status"]
         self._buffer[clip_id] = {**row, "run_id": self._run_id}
         if len(self._buffer) >= _COMMIT_ROWS or time.monotonic() - self._last_commit >= _COMMIT_SECONDS:

@@ -264,9 +264,8 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
                     continue
                 row["status"] = row["status"] or OK  # a pipeline may end before the depth stage
                 clip_id, is_ok = row["clip_id"], row["status"] == OK
-                if not is_ok and clip_id in report.damage:
-                    writer.discard(clip_id)  # what it says is not there
-                if not writer.add(row):
+                # Of a clip with damaged files the row is not true any more.
+                if not writer.add(row, replace=not is_ok and clip_id in report.damage):
                     continue
                 before = failed.pop(clip_id, None)  # of the same clip in another archive
                 if before is not None:

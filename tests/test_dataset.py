@@ -68,6 +68,15 @@ def test_a_failed_row_replaces_none_that_is_ok(tmp_path: Path) -> None:
     for row in rows("abc", status=FAILED):
         second.add(row)
     second.finish()
+    assert second.add(*rows("d", status=OK))
+    assert not second.add(*rows("d", status=FAILED), replace=True)  # of a second archive
+    second.commit()
+    assert read_rows(tmp_path, ["status"], "clip_id = 'd'")["status"].to_pylist() == ["ok"]
+    other = ClipWriter(tmp_path, "run-4")
+    other.add(*rows("d", status=FAILED), replace=True)
+    other.commit()
+    assert read_rows(tmp_path, ["status"], "clip_id = 'd'")["status"].to_pylist() == ["failed"]
+    other.discard("d")
     third = ClipWriter(tmp_path, "run-3")
     for row in rows("bc", status=OK):
         third.add(row)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import logging
 import pickle
@@ -102,12 +103,24 @@ async def test_a_transfer_goes_on_where_it_broke(
     assert leftovers(tmp_path / "clip.mp4") == ["clip.mp4"]
 
 
-async def test_two_at_once_on_a_file_have_it_from_one_transfer(folder: Path, tmp_path: Path) -> None:
+async def test_two_at_once_on_a_file_have_it_from_one_transfer(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked, flock = asyncio.Event(), fcntl.flock
+
+    def told(*arguments: Any) -> None:
+        try:
+            flock(*arguments)
+        except BlockingIOError:
+            blocked.set()
+            raise
+
+    monkeypatch.setattr(fcntl, "flock", told)
     with serve(folder, faults={NAME: [Fault(hold_at=0.5)]}) as server:
         one = asyncio.create_task(get(server.url(NAME), tmp_path / "clip.mp4"))
         await asyncio.to_thread(server.held.wait)
         two = asyncio.create_task(get(server.url(NAME), tmp_path / "clip.mp4"))
-        await asyncio.sleep(0)
+        await blocked.wait()
         server.release()
         assert [(fetched.sha256, fetched.attempts) for fetched in (await one, await two)] == [(SHA256, 1), (SHA256, 0)]
         assert len(server.requests) == 1
