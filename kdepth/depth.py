@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,10 +16,14 @@ from numpy.typing import NDArray
 from kdepth.depth_video import DepthWriter, Frame, count_frames, read_frames
 from kdepth.errors import DepthError
 from kdepth.schema import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH
-from kdepth.stability import STRIDE, sampled, scale_jump, steady_grey
+from kdepth.stability import sampled, scale_jump, steady_grey
 
 if TYPE_CHECKING:  # models imports torch, which workers that only download must not wait for
     from kdepth.models import ClipDepth, DepthModel
+
+
+# Quantiles and thumbnail are made of every fourth pixel in both directions, 14,400 of a 640 x 360 frame.
+_STRIDE = 4
 
 
 def frame_selector(frames: str, num_frames: int) -> Callable[[int, float], bool]:
@@ -102,19 +106,19 @@ def estimate_clip_depth(
     if first is None:
         raise DepthError(f"{video} has no frame to estimate depth of")
     height, width = first.rgb.shape[:2]
-    batches = _batched(first, chosen, model.batch_size)
+    batches = _batched(chain([first], chosen), model.batch_size)
     with DepthWriter(destination, width, height) as writer, ThreadPoolExecutor(2) as pool:
         # Three threads on one core would drive each other's data out of its cache: 4 % of the time.
         submit = _at_once if model.device == "cpu" and torch.get_num_threads() == 1 else pool.submit
-        decoded: Future[list[Frame]] = submit(next, batches, [])
+        decoded: Future[_Batch | None] = submit(next, batches, None)
         written: Future[None] | None = None
         result: ClipDepth | None = None
-        while batch := decoded.result():
-            decoded = submit(next, batches, [])
-            result = model.estimate(np.stack([frame.rgb for frame in batch]), after=result)
+        while (batch := decoded.result()) is not None:
+            decoded = submit(next, batches, None)
+            result = model.estimate(batch.rgb, after=result)
             if written is not None:  # frames must enter the encoder in order
                 written.result()
-            written = submit(_store, writer, statistics, batch, result.inverse_depth, result.focal_length_px)
+            written = submit(_store, writer, statistics, batch.frames, result.inverse_depth, result.focal_length_px)
         if written is not None:
             written.result()
     return {
@@ -136,11 +140,19 @@ def _at_once(work: Callable[..., Any], *args: Any) -> Future[Any]:
     return future
 
 
-def _batched(first: Frame, rest: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
-    batch = [first, *islice(rest, size - 1)]
-    while batch:
-        yield batch
-        batch = list(islice(rest, size))
+class _Batch(NamedTuple):
+    frames: list[Frame]
+    rgb: NDArray[np.uint8]
+
+
+def _batched(frames: Iterator[Frame], size: int) -> Iterator[_Batch]:
+    for first in frames:
+        rgb = np.empty((size, *first.rgb.shape), np.uint8)
+        batch: list[Frame] = []
+        for frame in chain([first], islice(frames, size - 1)):
+            rgb[len(batch)] = frame.rgb  # while the cache has it; and its own memory is for the next one
+            batch.append(frame._replace(rgb=rgb[len(batch)]))
+        yield _Batch(batch, rgb[: len(batch)])
 
 
 def _store(
@@ -152,9 +164,10 @@ def _store(
 ) -> None:
     import torch  # 50 times as fast as NumPy at this, to the same bits
 
+    half = torch.empty(inverse_depth.shape[1:], dtype=torch.half)
     for i, frame in enumerate(batch):
         # What is stored, not what was computed, is what the statistics describe.
-        stored = torch.from_numpy(inverse_depth[i]).half().numpy()
+        stored = half.copy_(torch.from_numpy(inverse_depth[i])).numpy()
         focal_length = None if focal_length_px is None else float(focal_length_px[i])
         row = statistics.add(frame, stored, focal_length)
         try:
@@ -174,9 +187,8 @@ class _ClipStatistics:
 
     def add(self, frame: Frame, inverse_depth: NDArray[np.float16], focal_length_px: float | None) -> dict[str, Any]:
         """The frame's entry of the row's ``frames``, without the checksum of what is written for it."""
-        sample, grey = sampled(inverse_depth), steady_grey(frame.rgb)
         bits = inverse_depth.view(np.uint16)  # half floats >= 0 have the order of their bits, which is faster to find
-        p05, median, p95 = _quantiles(bits[::STRIDE, ::STRIDE], (0.05, 0.5, 0.95))
+        p05, median, p95 = _quantiles(bits[::_STRIDE, ::_STRIDE], (0.05, 0.5, 0.95))
         self.frames.append(
             {
                 "index": frame.index,
@@ -190,7 +202,9 @@ class _ClipStatistics:
             }
         )
         size = (THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT)
-        self._thumbnail_sum += cv2.resize(sample, size, interpolation=cv2.INTER_AREA)
+        every_fourth = np.ascontiguousarray(inverse_depth[::_STRIDE, ::_STRIDE], np.float32)
+        self._thumbnail_sum += cv2.resize(every_fourth, size, interpolation=cv2.INTER_AREA)
+        sample, grey = sampled(inverse_depth), steady_grey(frame.rgb)
         if self._last is not None and self.frames[-2]["index"] == frame.index - 1:
             jump = scale_jump(*self._last, grey, sample)
             if jump is not None:

@@ -78,7 +78,7 @@ class DepthWriter:
         # One comparison finds them all: infinity, NaN and every negative number lie at 0x7C00 and above (-0.0 too).
         if bits.max() >= 0x7C00:
             raise ValueError("inverse depth must be finite and >= 0 in half precision (at most 65504)")
-        frame = av.VideoFrame.from_ndarray(bits, format="gray16le")
+        frame = av.VideoFrame.from_numpy_buffer(bits, format="gray16le")
         # Frames nearer than a millisecond still need different times.
         self._last_pts = max(round(time_seconds * 1000), self._last_pts + 1)
         frame.pts, frame.time_base = self._last_pts, _TIME_BASE
@@ -181,6 +181,7 @@ def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bo
     try:
         with _opened(source) as container:
             stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # our encoder's pictures are one slice, which threads can't share
             reformatter = VideoReformatter()  # one for all frames: setting one up takes 0.2 ms
             for index, frame in enumerate(container.decode(stream)):
                 time_seconds = float(frame.time or 0.0)
@@ -249,7 +250,7 @@ def _name(source: str | Path | BinaryIO) -> str:
 
 
 def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
-    rgb: NDArray[np.uint8] = reformatter.reformat(frame, format="rgb24").to_ndarray().view(np.uint8)
+    rgb: NDArray[np.uint8] = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray().view(np.uint8)
     return rgb
 
 
