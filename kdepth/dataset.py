@@ -8,6 +8,7 @@ import re
 import sys
 import time
 import uuid
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lance
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -93,7 +95,7 @@ class ClipWriter:
         self._run_id = run_id
         self._buffer: dict[str, dict[str, Any]] = {}  # by clip_id
         self._last_commit = time.monotonic()
-        self._seen: dict[str, str] = {}  # clip_id -> status
+        self._seen: dict[str, bool] = {}  # clip_id -> whether it is ok
         uri = self.root.lance_uri
         if open_lance(uri) is None:
             with contextlib.suppress(OSError):  # another run made it in this moment
@@ -111,11 +113,12 @@ class ClipWriter:
             replace: Even if it failed, an earlier run's row that is ok is no longer true.
         """
         clip_id = row["clip_id"]
-        if clip_id in self._seen and not (self._seen[clip_id] == FAILED and row["status"] == OK):
+        is_ok = row["status"] == OK
+        if clip_id in self._seen and not (is_ok and not self._seen[clip_id]):
             return False
         if replace:
             self.discard(clip_id)
-        self._seen[clip_id] = row["status"]
+        self._seen[clip_id] = is_ok
         self._buffer[clip_id] = {**row, "run_id": self._run_id}
         if len(self._buffer) >= _COMMIT_ROWS or time.monotonic() - self._last_commit >= _COMMIT_SECONDS:
             self.commit()
@@ -166,14 +169,17 @@ class ClipWriter:
         if self._seen:
             with contextlib.suppress(OSError):  # another run is at the same, whose work is as good
                 self._tidy()
-        # Another run may have replaced rows of this one since: names are compared, not run ids.
-        committed = self._dataset.to_table(columns=["clip_id"])["clip_id"]
-        seen = pa.array(list(self._seen), pa.string())
-        missing = len(seen) - len(seen.filter(pc.is_in(seen, committed)))
-        twice = len(committed) - pc.count_distinct(committed).as_py()
+        # Another run may have replaced rows of this one since: names are compared, not run ids. Few at once: as tables
+        # they would make the driver larger than all the run before.
+        missing, hashes = len(self._seen), array("q")
+        for batch in self._dataset.to_batches(columns=["clip_id"], batch_size=_ROWS_AT_ONCE):
+            names = batch["clip_id"].to_pylist()
+            missing -= sum(name in self._seen for name in names)
+            hashes.extend(map(hash, names))
+        twice = len(hashes) - len(np.unique(hashes))
         if missing or twice:
             raise DatasetError(
-                f"{self.root.lance_uri}: of {len(seen)} rows of this run {missing} are missing, and {twice} "
+                f"{self.root.lance_uri}: of {len(self._seen)} rows of this run {missing} are missing, and {twice} "
                 f"names are there twice"
             )
         if self._seen and run is not None:
