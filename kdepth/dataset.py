@@ -171,16 +171,17 @@ class ClipWriter:
                 self._tidy()
         # Another run may have replaced rows of this one since: names are compared, not run ids. Few at once: as tables
         # they would make the driver larger than all the run before.
-        missing, hashes = len(self._seen), array("q")
+        num_found, hashes = 0, array("q")
         for batch in self._dataset.to_batches(columns=["clip_id"], batch_size=_ROWS_AT_ONCE):
             names = batch["clip_id"].to_pylist()
-            missing -= sum(name in self._seen for name in names)
+            num_found += sum(name in self._seen for name in names)
             hashes.extend(map(hash, names))
-        twice = len(hashes) - len(np.unique(hashes))
-        if missing or twice:
+        if num_found != len(self._seen) or len(np.unique(hashes)) != len(hashes):
+            names = self._dataset.to_table(columns=["clip_id"])["clip_id"].to_pylist()
+            missing, distinct = self._seen.keys() - names, len(set(names))
             raise DatasetError(
-                f"{self.root.lance_uri}: of {len(self._seen)} rows of this run {missing} are missing, and {twice} "
-                f"names are there twice"
+                f"{self.root.lance_uri}: of {len(self._seen)} rows of this run {len(missing)} are missing, and "
+                f"{len(names) - distinct} names are there twice"
             )
         if self._seen and run is not None:
             self._dataset.update_metadata({_RUN_KEY + self._run_id: json.dumps(run)})

@@ -11,7 +11,7 @@ from conftest import Run
 import kdepth
 from kdepth.dataset import ClipWriter, read_rows
 from kdepth.errors import DatasetError
-from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, new_row
+from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, new_row, rows_to_table
 
 
 def rows(names: str, **columns: object) -> list[dict[str, object]]:
@@ -133,8 +133,21 @@ def test_rows_that_vanished_are_noticed(tmp_path: Path) -> None:
     for row in rows("abc"):
         writer.add(row)
     writer.commit()
-    lance.dataset(str(tmp_path / "clips.lance")).delete("clip_id = 'b'")
-    with pytest.raises(DatasetError, match="1 are missing"):
+    dataset = lance.dataset(str(tmp_path / "clips.lance"))
+    dataset.delete("clip_id = 'b'")
+    with pytest.raises(DatasetError, match="of 3 rows of this run 1 are missing, and 0 names are there twice"):
+        writer.finish()
+
+
+def test_rows_that_are_there_twice_are_noticed(tmp_path: Path) -> None:
+    import lance
+
+    writer = ClipWriter(tmp_path, "run")
+    for row in rows("abc"):
+        writer.add(row)
+    writer.commit()
+    lance.dataset(str(tmp_path / "clips.lance")).insert(rows_to_table(rows("b")))
+    with pytest.raises(DatasetError, match="of 3 rows of this run 0 are missing, and 1 names are there twice"):
         writer.finish()
 
 
