@@ -30,7 +30,7 @@ class NotPublicError(OSError):
     """
 
     def __init__(self, address: str) -> None:
-        super().__init__(errno.EACCES, f"{address} is not a public address")
+        super().__init__(errno.EACCES, f"{address} is not a public address (allow_private_hosts=True permits it)")
 
     def __str__(self) -> str:
         return str(self.strerror)

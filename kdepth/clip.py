@@ -29,7 +29,7 @@ class Clip:
         self._root = root  # None: there are no files in a folder
         self.row = row
         # "video" or "depth" -> its path, or a file that is read as it is used
-        self._open_file = open_file or (lambda kind: str(self._path(kind)))
+        self._open_file = open_file or self._path_of
         self._depth_frames = {frame["index"]: frame for frame in row["frames"] or ()}
 
     @property
@@ -76,9 +76,12 @@ class Clip:
             IndexError: The clip is not so long, or the time is negative.
             DatasetError: As `frame`.
         """
-        if not 0 <= time_seconds <= self.row["duration_seconds"]:
-            raise IndexError(f"{time_seconds} s of {self.clip_id}: it is {self.row['duration_seconds']:.3f} s long")
-        return read_frame_at(self._open("video"), time_seconds).rgb
+        video = self._open("video")
+        # The length counts from the first frame, which may come late: where sound begins before the picture.
+        begins = self._depth_frames[0]["time_seconds"] if 0 in self._depth_frames else 0.0
+        if not 0 <= time_seconds <= (end := begins + self.row["duration_seconds"]):
+            raise IndexError(f"{time_seconds} s of {self.clip_id}: it ends at {end:.3f} s")
+        return read_frame_at(video, time_seconds).rgb
 
     def frames(self) -> Iterator[NDArray[np.uint8]]:
         """All frames in order, each uint8 ``(H, W, 3)`` RGB."""
@@ -93,8 +96,9 @@ class Clip:
         Args:
             index: Number of the frame.
             stable: Take back jumps from frame to frame: of the focal length for a metric model, of the scale for a
-                relative one (`kdepth.stability`). A view: what is stored stays as it is. The first call on a clip of
-                a relative model reads all its frames.
+                relative one (`kdepth.stability`; only between neighbouring frames, so that it does nothing where just
+                a few of a clip have depth). A view: what is stored stays as it is. The first call on a clip of a
+                relative model reads all its frames.
 
         Raises:
             IndexError: The frame has no depth.
@@ -124,7 +128,7 @@ class Clip:
             return {index: float(f / s) for index, f, s in zip(self._depth_frames, focal, steady, strict=True)}
         rgb = read_frames(self._open("video"), lambda index, time_seconds: index in self._depth_frames)
         pairs = (
-            (steady_grey(frame.rgb), sampled(depth))
+            (frame.index, steady_grey(frame.rgb), sampled(depth))
             for frame, depth in zip(rgb, read_depth(self._open("depth")), strict=True)
         )
         return dict(zip(self._depth_frames, stabilising_scales(pairs).tolist(), strict=True))
@@ -201,24 +205,26 @@ class Clip:
 
     def problems(self) -> dict[str, str]:
         """What is wrong with the clip's files, read to their ends: ``"video"`` or ``"depth"`` -> problem."""
-        found = {}
-        try:
-            num_frames = count_frames(self._open("video"))
-            if num_frames != self.row["num_frames"]:
-                found["video"] = f"has {num_frames} frames, not {self.row['num_frames']}"
-        except DatasetError as exc:
-            found["video"] = str(exc)
-        if self.row["depth_path"] is None:
-            return found
-        try:
-            written = [frame["crc32"] for frame in self._depth_frames.values()]
-            stored = read_checksums(self._open("depth"))
-            if written != stored:
-                changed = sum(a != b for a, b in zip(written, stored, strict=False)) + abs(len(written) - len(stored))
-                found["depth"] = f"{changed} of {len(written)} frames are not what was written"
-        except DatasetError as exc:
-            found["depth"] = str(exc)
-        return found
+        return {kind: str(error) for kind, error in self._errors()}
+
+    def _errors(self) -> Iterator[tuple[str, DatasetError]]:
+        for kind, check in (("video", self._check_video), ("depth", self._check_depth)):
+            if self.row[f"{kind}_path"] is not None:
+                try:
+                    check()
+                except DatasetError as exc:
+                    yield kind, exc
+
+    def _check_video(self) -> None:
+        if (num_frames := count_frames(self._open("video"))) != self.row["num_frames"]:
+            raise DatasetError(f"has {num_frames} frames, not {self.row['num_frames']}")
+
+    def _check_depth(self) -> None:
+        written = [frame["crc32"] for frame in self._depth_frames.values()]
+        stored = read_checksums(self._open("depth"))
+        if written != stored:
+            changed = sum(a != b for a, b in zip(written, stored, strict=False)) + abs(len(written) - len(stored))
+            raise DatasetError(f"{changed} of {len(written)} frames are not what was written")
 
     def file_bytes(self, kind: str) -> bytes | None:
         """The whole ``"video"`` or ``"depth"`` file; None if the clip has none."""
@@ -235,14 +241,14 @@ class Clip:
         return content
 
     def _open(self, kind: str) -> Any:
-        self._check_ok()
+        self._check_has(kind)
         try:
             return self._open_file(kind)
         except OSError as exc:
             raise DatasetError(f"{self.row[f'{kind}_path']} of {self.clip_id} can't be opened: {exc}") from exc
 
     def _path(self, kind: str) -> Path:
-        self._check_ok()
+        self._check_has(kind)
         if self._root is None:
             raise DatasetError(
                 f"{self.clip_id} has no files in a folder: its dataset is packed or in an object store; use frame(), "
@@ -250,16 +256,23 @@ class Clip:
             )
         return self._root / str(self.row[f"{kind}_path"])
 
-    def _check_ok(self) -> None:
-        if self.row["status"] == FAILED:
-            row = self.row
+    def _path_of(self, kind: str) -> str:
+        return str(self._path(kind))
+
+    def _check_has(self, kind: str) -> None:
+        row = self.row
+        if row["status"] == FAILED:
             why = f"{row['error_type']}: {row['error_message']}"
             raise DatasetError(f"{self.clip_id} failed at {row['failed_stage']}: {why}")
+        if row[f"{kind}_path"] is None:
+            raise DatasetError(f"{self.clip_id} has no {kind}: the pipeline that made it ended before that stage")
 
     def __repr__(self) -> str:
         row = self.row
         if row["status"] == FAILED:
             return f"Clip({self.clip_id}, failed at {row['failed_stage']}: {row['error_type']})"
+        if row["depth_path"] is None:
+            return f"Clip({self.clip_id}, without depth)"
         return (
             f"Clip({self.clip_id}, {row['width']}x{row['height']}, {row['num_frames']} frames, "
             f"{row['num_depth_frames']} with {row['depth_kind']} depth by {row['depth_model']})"

@@ -12,6 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,18 +233,24 @@ class ClipDataset:
     """A finished or growing dataset; ``lance`` is the Lance dataset underneath."""
 
     def __init__(self, root: str | Path, *, as_of: int | datetime | None = None) -> None:
-        self._root = Root(root)
+        self._root, self._as_of = Root(root), as_of
         self.root: str | Path = self._root.work if self._root.is_local else self._root.uri
         found = open_lance(self._root.lance_uri)
         if found is None:
             found = open_lance(self._root.uri)
         if found is None:
             raise DatasetError(f"no dataset at {self._root.lance_uri}: run the pipeline with this root first")
+        if "depth" not in found.schema.names and found.uri.rstrip("/") == self._root.uri:
+            raise DatasetError(f"{root} is the table of a dataset, whose files lie beside it: give the folder it is in")
         self.lance = found if as_of is None else _version_of(found, as_of)
         self.is_packed = "depth" in self.lance.schema.names
 
     def __len__(self) -> int:
+        """Rows: also those of failed clips, which iteration leaves out."""
         return int(self.lance.count_rows())
+
+    def __contains__(self, clip_id: object) -> bool:
+        return isinstance(clip_id, str) and self.lance.count_rows(f"clip_id = {_quoted(clip_id)}") > 0
 
     def table(self, where: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows as an Arrow table, in order of ``clip_id``.
@@ -255,6 +262,7 @@ class ClipDataset:
         Raises:
             ValueError: `where` or `columns` names something that is no column, or is no condition.
         """
+        columns = [columns] if isinstance(columns, str) else columns
         unknown = sorted(set(columns or ()) - set(CLIP_SCHEMA.names))
         if unknown:
             raise ValueError(f"columns={unknown} are not there; the columns are {', '.join(CLIP_SCHEMA.names)}")
@@ -279,6 +287,8 @@ class ClipDataset:
             yield from found.slice(start, _PACK_ROWS).to_pylist()
 
     def _row(self, clip_id: str, columns: list[str]) -> dict[str, Any]:
+        if not isinstance(clip_id, str):
+            raise TypeError(f"a clip is found by its clip_id, a str, not by {clip_id!r}")
         rows: list[dict[str, Any]] = self.lance.to_table(
             columns=columns, filter=f"clip_id = {_quoted(clip_id)}"
         ).to_pylist()
@@ -287,7 +297,7 @@ class ClipDataset:
         return rows[0]
 
     def _clip(self, row: dict[str, Any]) -> Clip:
-        return Clip(self._root.work if self.has_paths else None, row, lambda kind: self.open_file(row, kind))
+        return Clip(self._root.work if self.has_paths else None, row, partial(self.open_file, row))
 
     @property
     def has_paths(self) -> bool:
@@ -325,30 +335,44 @@ class ClipDataset:
         return dict(sorted(found.items()))
 
     def verify(self, *, delete: bool = False) -> pa.Table:
-        """Read every file to its end: are the frames there, and are they what was written?
+        """Read every file to its end: are the frames there, and is the depth what was written?
+
+        Of depth each frame's checksum is known, of 360p files only how many frames they have.
 
         Args:
-            delete: Delete files that are not, so that the next run makes them again.
+            delete: Delete files that are not, so that the next run makes them again. What can't be read (too many open
+                files, a network that fails) stays, and so does what a run made anew meanwhile.
 
         Returns:
             What is wrong, one row a file: ``clip_id``, ``path``, ``problem``. No rows: all is well.
 
         Raises:
-            ValueError: ``delete`` with a packed dataset, whose files can't be made again.
+            ValueError: ``delete`` with a packed dataset, whose files can't be made again, or with one that was opened
+                as of another time.
         """
         if delete and self.is_packed:
             raise ValueError("delete=True: a packed dataset has no files of its own; pack the root again")
+        if delete and self._as_of is not None:
+            raise ValueError(f"delete=True: the files may be of later rows than as of {self._as_of}")
         found = []
         num_ok = self.lance.count_rows(f"status = '{OK}'")
         rows = self._rows(f"status = '{OK}'")
         for row in tqdm(rows, total=num_ok, desc="verify", unit="clip", file=sys.stdout, ncols=110):
             clip = self._clip(row)
-            for kind, problem in clip.problems().items():
-                found.append({"clip_id": clip.clip_id, "path": row[f"{kind}_path"], "problem": problem})
-                if delete:
+            for kind, error in clip._errors():
+                found.append({"clip_id": clip.clip_id, "path": row[f"{kind}_path"], "problem": str(error)})
+                cause = error.__cause__
+                is_unreadable = isinstance(cause, OSError | MemoryError) and not isinstance(cause, FileNotFoundError)
+                if delete and not is_unreadable and self._is_current(row):
                     self._root.delete(row[f"{kind}_path"])
         schema = pa.schema([("clip_id", pa.string()), ("path", pa.string()), ("problem", pa.string())])
         return pa.Table.from_pylist(found, schema=schema)
+
+    def _is_current(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row is still the newest of its clip."""
+        where = f"clip_id = {_quoted(row['clip_id'])}"
+        newest: list[datetime] = read_rows(self._root, ["committed_at"], where)["committed_at"].to_pylist()
+        return newest == [row["committed_at"]]
 
     def failures(self) -> pa.Table:
         """What failed: ``clip_id, failed_stage, error_type, error_message, source_url``."""
@@ -383,7 +407,7 @@ class ClipDataset:
         For instance
         ``select label, avg(f['median']) from (select label, unnest(frames) f from dataset) group by label``.
         """
-        return pa.Table.from_batches(self.lance.sql(query).build().to_batch_records())
+        return self.lance.sql(query).build().to_stream_reader().read_all()
 
     def __repr__(self) -> str:
         return f"ClipDataset({str(self.root).rstrip('/').rpartition('/')[2]}, {len(self)} clips)"
@@ -407,6 +431,8 @@ class ClipDataset:
 
 def _version_of(dataset: lance.LanceDataset, moment: int | datetime) -> lance.LanceDataset:
     """The dataset at a version, or at the last one before a time."""
+    if isinstance(moment, bool) or not isinstance(moment, int | datetime):
+        raise TypeError(f"as_of={moment!r}: must be a version's number (int) or a datetime")
     kept = {version["version"]: version["timestamp"].astimezone(UTC) for version in dataset.versions()}
     fitting = [
         version
@@ -432,8 +458,10 @@ def pack(root: str | Path, uri: str | Path) -> None:
         DatasetError: There is no dataset at `root`, something is at `uri`, or a file of a clip is missing.
     """
     ds = open_dataset(root)
-    if open_lance(str(uri)) is not None:
+    target = Root(uri).uri
+    if open_lance(target) is not None:
         raise DatasetError(f"{uri} exists already; choose another place, or delete it")
+    failed: list[DatasetError] = []
     schema = pa.schema([*CLIP_SCHEMA, lance.blob_field("video"), lance.blob_field("depth")])
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -441,10 +469,17 @@ def pack(root: str | Path, uri: str | Path) -> None:
             for batch in ds.lance.to_batches(columns=CLIP_SCHEMA.names, batch_size=_PACK_ROWS):
                 rows = batch.to_pylist()
                 columns = [batch.column(name) for name in CLIP_SCHEMA.names]
-                for kind in ("video", "depth"):
-                    columns.append(lance.blob_array([ds._clip(row).file_bytes(kind) for row in rows]))
+                try:
+                    for kind in ("video", "depth"):
+                        columns.append(lance.blob_array([ds._clip(row).file_bytes(kind) for row in rows]))
+                except DatasetError as exc:
+                    failed.append(exc)
+                    raise
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
                 bar.update(len(rows))
 
     reader = pa.RecordBatchReader.from_batches(schema, batches())
-    lance.write_dataset(reader, str(uri), mode="create", data_storage_version="2.2")
+    try:
+        lance.write_dataset(reader, target, mode="create", data_storage_version="2.2")
+    except OSError as exc:  # Lance puts a whole traceback into its words
+        raise (failed[0] if failed else exc) from None

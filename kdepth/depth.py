@@ -26,6 +26,15 @@ if TYPE_CHECKING:  # models imports torch, which workers that only download must
 _STRIDE = 4
 
 
+def frames_name(frames: str | float) -> str:
+    """`frames` as rows name it, one name for one choice: a notebook's parameter may be 2, 2.0 or ``"2"``."""
+    try:
+        rate = float(frames)
+    except ValueError:
+        return str(frames)
+    return str(int(rate)) if rate.is_integer() else str(rate)
+
+
 def frame_selector(frames: str, num_frames: int) -> Callable[[int, float], bool]:
     """Which frames of a clip get depth.
 
@@ -95,7 +104,7 @@ def estimate_clip_depth(
     """
     import torch  # already there with the model
 
-    frames = str(frames)
+    frames = frames_name(frames)
     if frames == "middle" and num_frames is None:
         num_frames = count_frames(video)
     chosen = read_frames(video, frame_selector(frames, num_frames or 0))

@@ -17,7 +17,6 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -153,7 +152,8 @@ def read_depth_at(source: str | Path | BinaryIO, time_seconds: float, crc32: int
                     break
             if others:
                 raise DatasetError(
-                    f"{_name(source)} is damaged: its frame at {time_seconds:.3f} s is not what was written"
+                    f"{_name(source)} is damaged: its frame at {time_seconds:.3f} s is not what was written; or a "
+                    "later run made it anew: then open the dataset again"
                 )
     except (OSError, av.error.FFmpegError, IndexError) as exc:
         raise DatasetError(f"{_name(source)} can't be read as a depth file: {exc}") from exc
@@ -217,8 +217,13 @@ def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
             exactly, ticks = (round((time_seconds + more) / stream.time_base) for more in (0, 5e-4))
             container.seek(ticks, stream=stream, backward=True)
             # In decoding order; what is shown by then has been decoded by then.
-            packets = list(takewhile(lambda packet: (packet.dts or 0) <= ticks, container.demux(stream)))
-            shown = [packet.pts for packet in packets if packet.pts is not None]
+            packets, shown = [], list[int]()
+            for packet in container.demux(stream):
+                if shown and (packet.dts or 0) > ticks:  # but the first frame is shown before its time, too
+                    break
+                packets.append(packet)
+                if packet.pts is not None:
+                    shown.append(packet.pts)
             by_then = max((pts for pts in shown if pts <= ticks), default=min(shown, default=0))
             target = exactly if exactly in shown else by_then
             for packet in [*packets, None]:

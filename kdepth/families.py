@@ -236,7 +236,10 @@ def _target_size(frames: Tensor, processing: Config) -> tuple[int, int]:
 
 def _prepare_dpt(frames: Tensor, processing: Config) -> Tensor:
     if processing["do_resize"]:
-        frames = resize_uint8(frames, _target_size(frames, processing), _MODES[processing["resample"]])
+        size = _target_size(frames, processing)
+        if 0 in size:
+            return frames[:, :, :0]
+        frames = resize_uint8(frames, size, _MODES[processing["resample"]])
     pixels = _normalize(frames, processing)
     if processing["do_pad"] and processing["size_divisor"]:
         top, bottom = _centre_padding(pixels.shape[2], processing["size_divisor"])

@@ -77,8 +77,9 @@ def compare_models(
         IndexError, DatasetError: As `Clip.frame`.
         DepthError: As `load_model`.
     """
-    if len(models) < 2:
-        raise ValueError("models must hold at least two")
+    if isinstance(models, str) or len(models) < 2:
+        raise ValueError("models must be a list of at least two")
+    clip._check_has("video")
     rgb = clip.frame(clip.row["num_frames"] // 2 if index is None else index)
     found: dict[str, NDArray[np.float32]] = {}
     for one in models:

@@ -124,7 +124,7 @@ class DepthModel:
                 found: NDArray[np.float32] = inverse.cpu().numpy()
                 # By NumPy: after torch's own, its threads would spin for a while, and hold up the next frames.
                 low, high = found.min(), found.max()
-                if not (low >= 0 and high >= 0):  # NaN compares false, so that this finds everything
+                if not (low >= 0 and high < np.inf):  # NaN compares false, so that this finds everything
                     raise DepthError(f'{self.identity} gave depth that is not finite; try dtype="float32"')
                 if high > MAX_HALF_FLOAT:
                     np.minimum(found, MAX_HALF_FLOAT, out=found)
@@ -167,29 +167,19 @@ def load_model(
 
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f'dtype={dtype!r}: must be "auto", "float32", "bfloat16" or "float16"')
-    if depth_kind not in (None, "metric", "relative"):
-        raise ValueError(f'depth_kind={depth_kind!r}: must be "metric", "relative" or None')
+    _check_kind(depth_kind)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads is not None:
         torch.set_num_threads(threads)
     if str(name) == "small":
-        if depth_kind == "metric":
-            raise ValueError('depth_kind="metric": the embedded model is relative')
+        _check_small_kind(depth_kind)
         return _load_small(device, dtype)
 
     from kdepth import families
 
     checkpoint = _find_checkpoint(name, revision, download=True)
-    kind = checkpoint.kind or depth_kind
-    if kind is None:
-        raise DepthError(
-            f"{checkpoint.name}: the configuration of a DPT checkpoint does not say what it gives; add "
-            "depth_kind='relative' (MiDaS: dpt-large, dpt-hybrid-midas, dpt-beit-*, dpt-swinv2-*) or "
-            "depth_kind='metric' (depth in metres: dpt-dinov2-*-nyu, dpt-dinov2-*-kitti)"
-        )
-    if depth_kind not in (None, kind):
-        raise ValueError(f"depth_kind={depth_kind!r}: the configuration of {checkpoint.name} says {kind!r}")
+    kind = checkpoint.kind_as(depth_kind)
     predict, batch_size = families.load(checkpoint.path, checkpoint.config, kind, device, dtype)
     return DepthModel(
         predict,
@@ -201,16 +191,32 @@ def load_model(
     )
 
 
-def model_identity(name: str | Path, *, revision: str | None = None) -> str:
+def _check_kind(depth_kind: DepthKind | None) -> None:
+    if depth_kind not in (None, "metric", "relative"):
+        raise ValueError(f'depth_kind={depth_kind!r}: must be "metric", "relative" or None')
+
+
+def _check_small_kind(depth_kind: DepthKind | None) -> None:
+    if depth_kind == "metric":
+        raise ValueError('depth_kind="metric": the embedded model is relative')
+
+
+def model_identity(name: str | Path, *, revision: str | None = None, depth_kind: DepthKind | None = None) -> str:
     """``name@revision`` of the model that `load_model` would give, without loading it.
 
+    What is wrong with the arguments is found here, before anything else is done.
+
     Raises:
-        DepthError: The weights can't be had, or are of a family that kdepth does not know.
+        ValueError: `depth_kind` can't be, or contradicts the checkpoint.
+        DepthError: The weights can't be had, are of a family that kdepth does not know, or of one that needs
+            `depth_kind`.
     """
+    _check_kind(depth_kind)
     if str(name) == "small":
+        _check_small_kind(depth_kind)
         return f"small@{_small_revision()}"
     checkpoint = _find_checkpoint(name, revision, download=False)
-    _ = checkpoint.kind  # an unknown family fails here, before anything else is done
+    checkpoint.kind_as(depth_kind)
     return f"{checkpoint.name}@{checkpoint.revision}"
 
 
@@ -224,6 +230,9 @@ def _load_small(device: str, dtype: str) -> DepthModel:
     def predict(
         frames: torch.Tensor, focal_length_px: float | None, before: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+        height, width = frames.shape[2:]
+        if min(height, width) < 32:
+            raise DepthError(f"the embedded model can't take frames as small as {width}x{height}")
         inverse, last = network.follow(frames.permute(0, 2, 3, 1), before)
         return inverse, None, last
 
@@ -280,6 +289,24 @@ class Checkpoint:
             "depth_anything (V1 and V2), zoedepth, glpn and dpt"
         )
 
+    def kind_as(self, asked: DepthKind | None) -> DepthKind:
+        """What the model gives, if the caller says `asked`.
+
+        Raises:
+            ValueError: The configuration says otherwise.
+            DepthError: Neither says it, or as `kind`.
+        """
+        kind = self.kind or asked
+        if kind is None:
+            raise DepthError(
+                f"{self.name}: the configuration of a DPT checkpoint does not say what it gives; add "
+                "depth_kind='relative' (MiDaS: dpt-large, dpt-hybrid-midas, dpt-beit-*, dpt-swinv2-*) or "
+                "depth_kind='metric' (depth in metres: dpt-dinov2-*-nyu, dpt-dinov2-*-kitti)"
+            )
+        if asked not in (None, kind):
+            raise ValueError(f"depth_kind={asked!r}: the configuration of {self.name} says {kind!r}")
+        return kind
+
 
 def _find_checkpoint(name: str | Path, revision: str | None, *, download: bool) -> Checkpoint:
     local = Path(name).expanduser()
@@ -306,6 +333,14 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of the hub's cache has all that is needed: other programs may have left a part of it there."""
+    needed = set() if _read_config(folder).get("model_type") == "depth_pro" else {"preprocessor_config.json"}
+    for index in folder.glob("*.safetensors.index.json"):
+        needed |= set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    return bool(_weight_files(folder)) and all((folder / name).is_file() for name in needed)
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -323,7 +358,7 @@ def _hub_folder(repository: str, revision: str | None, *, download: bool) -> Pat
     try:
         # What is there is taken without asking the hub: a run must not change its model because the hub did.
         config = huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision)
-        if isinstance(config, str) and _weight_files(Path(config).parent):
+        if isinstance(config, str) and _is_whole(Path(config).parent):
             return Path(config).parent
     except (OSError, ValueError):
         pass

@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 from kdepth.addresses import public_url
 from kdepth.archives import index_name, read_index
 from kdepth.dataset import read_rows
-from kdepth.depth import frame_selector
+from kdepth.depth import frame_selector, frames_name
 from kdepth.models import DepthKind, model_identity
 from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, SOURCE_SCHEMA, clip_id_for
 from kdepth.storage import Root
+from kdepth.transcoding import has_height
 
 # Statuses that stay: asking again gives the same answer.
 _PERMANENT_STATUSES = (401, 403, 404, 410, 451)
@@ -44,6 +45,7 @@ PLAN_SCHEMA = pa.schema(
 _ROWS_AT_ONCE = 1024
 # Of the plan's metadata: what was asked for, as JSON.
 PARAMETERS_KEY = b"kdepth.parameters"
+STAY_FAILED_KEY = b"kdepth.stay_failed"  # how many failed clips were not taken up
 
 
 def plan_all(sources: pa.Table) -> pa.Table:
@@ -86,20 +88,20 @@ def pending(
         root: Folder of the dataset.
         height, model, frames, depth_kind: As they will be given to `transcode` and `estimate_depth`.
         retry_failed: Take up failed clips too, but for those whose server said that it will not change (HTTP 401, 403,
-            404, 410, 451).
+            404, 410, 451). A clip that could not be downloaded is taken up without it when its URL is another now.
 
     Returns:
         Rows for `download`, in the order of `sources`: the columns of a clip with what is known already, and ``kind``,
         ``max_clips``, ``skip_members``, ``damage``.
 
     Raises:
-        ValueError: `frames` is not one of the allowed values.
-        DepthError: The model can't be had.
+        ValueError: `frames` is not one of the allowed values, or `depth_kind` can't be.
+        DepthError: The model can't be had, or needs `depth_kind`.
     """
-    frames = str(frames)  # a notebook's parameter of 2 is a number
+    frames = frames_name(frames)
     frame_selector(frames, 1)
     files = Root(root)
-    identity = model_identity(model)
+    identity = model_identity(model, depth_kind=depth_kind)
     columns = [name for name in COLUMNS if name in (*PLAN_SCHEMA.names, *_DEPTH_COLUMNS)]
     known = {row["clip_id"]: row for row in _rows(read_rows(root, columns))}
 
@@ -116,15 +118,20 @@ def pending(
                 return f"{name} is missing" if size is None else f"{name} has {size} bytes, not {row[bytes_column]}"
         return None
 
-    def is_done(row: Mapping[str, Any]) -> bool:
+    num_stay_failed = 0
+
+    def is_done(row: Mapping[str, Any], url: str | None = None) -> bool:
+        """Whether nothing is to be done for a clip, whose source is given where it may be another than the row's."""
         if row["status"] == FAILED:
+            if url is not None and public_url(url) != row["source_url"] and row["failed_stage"] == "download":
+                return False
             if row["failed_stage"] == "depth" and (row["depth_model"], row["depth_frames"]) != (identity, frames):
                 return False
             return not retry_failed or row["http_status"] in _PERMANENT_STATUSES
         return (
             (row["depth_model"], row["depth_frames"]) == (identity, frames)
             and depth_kind in (None, row["depth_kind"])
-            and min(row["width"], row["height"]) == height
+            and has_height(row["width"], row["height"], height)
             and damage(row) is None
         )
 
@@ -134,7 +141,7 @@ def pending(
         if row["failed_stage"] == "transcode":  # the bytes were bad: they are had again
             return {name: row[name] for name in (*keep, "failed_stage")}
         keep += DOWNLOAD_COLUMNS if is_whole(row, "raw_path", "raw_bytes") else ["raw_bytes"]
-        if is_whole(row, "video_path", "video_bytes") and min(row["width"], row["height"]) == height:
+        if is_whole(row, "video_path", "video_bytes") and has_height(row["width"], row["height"], height):
             keep += DOWNLOAD_COLUMNS + TRANSCODE_COLUMNS
         return {name: row[name] for name in keep} | {"damage": damage(row)}
 
@@ -144,22 +151,30 @@ def pending(
             by_archive.setdefault(row["source_url"], []).append(row)
 
     def plan_rows() -> Iterator[dict[str, Any]]:
+        nonlocal num_stay_failed
         for source in _rows(sources):
             fields = _planned(source)
             if source["kind"] == "archive":
                 members = by_archive.get(fields["source_url"], [])
                 yield from _plan_archive(fields, members, known, files, is_done, resumed)
-            elif source["kind"] == "annotation" or (row := known.get(source["clip_id"])) is None:
+                itself = [known[fields["clip_id"]]] if fields["clip_id"] in known else []
+                num_stay_failed += sum(row["status"] == FAILED and is_done(row) for row in members + itself)
+                continue
+            row = known.get(source["clip_id"])
+            if row is None:
                 yield fields
-            elif not is_done(row):
-                yield resumed(row) | fields
+            elif not is_done(row, source["url"]):
+                yield fields if source["kind"] == "annotation" else resumed(row) | fields
+            else:
+                num_stay_failed += row["status"] == FAILED
 
     plan = _plan_table(plan_rows())
     kinds = set(pc.unique(plan["kind"]).to_pylist())
     if "annotation" in kinds and "archive" not in kinds:  # nothing left to look the annotations up for
         plan = plan.filter(pc.not_equal(plan["kind"], "annotation"))
     asked = {"height": height, "model": identity, "frames": frames, "retry_failed": retry_failed}
-    return plan.replace_schema_metadata({PARAMETERS_KEY: json.dumps(asked)})
+    metadata = {PARAMETERS_KEY: json.dumps(asked), STAY_FAILED_KEY: str(num_stay_failed)}
+    return plan.replace_schema_metadata(metadata)
 
 
 def _planned(source: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from kdepth.clip import Clip
 from kdepth.depth_video import read_depth
+from kdepth.errors import DatasetError
 from kdepth.occupancy import StageLoad, stage_load
 from kdepth.stability import sampled, scale_jump, steady_grey
 
@@ -46,6 +47,7 @@ def clip_limits(clip: Clip) -> tuple[float, float]:
 
     From the 10th percentile of the frames' 5th percentiles to the 90th one of their 95th, of inverse depth.
     """
+    clip._check_has("depth")
     low = float(np.percentile([frame["p05"] for frame in clip.row["frames"]], 10))
     high = float(np.percentile([frame["p95"] for frame in clip.row["frames"]], 90))
     return low, max(high, low + 1e-6)
@@ -94,6 +96,8 @@ def show_clips(clips: Sequence[Clip], *, frames_per_clip: int = 3) -> Figure:
     """
     if not clips:
         raise ValueError("clips is empty: there is nothing to show")
+    for clip in clips:
+        clip._check_has("depth")
     columns = min(frames_per_clip, max(len(clip.depth_indices) for clip in clips))
     figure = plt.figure(figsize=(2.9 * 2 * columns, 2.0 * len(clips)), layout="constrained")
     for figure_row, clip in zip(figure.subfigures(len(clips), 1, squeeze=False)[:, 0], clips, strict=True):
@@ -102,7 +106,8 @@ def show_clips(clips: Sequence[Clip], *, frames_per_clip: int = 3) -> Figure:
         depths = [clip.inverse_depth(index) for index in picks]
         limits = robust_limits(*depths)
         label = clip.row["label"] or "no label"
-        figure_row.suptitle(f"{clip.clip_id}  ({label}), depth by {clip.row['depth_model']}", fontsize=9)
+        title = f"{clip.clip_id}  ({label}), depth by {clip.row['depth_model']}"
+        figure_row.suptitle(title, fontsize=9, parse_math=False)  # labels may hold a $
         axes = figure_row.subplots(1, 2 * columns, squeeze=False)[0]
         for ax in axes:
             ax.set_axis_off()
@@ -115,7 +120,7 @@ def show_clips(clips: Sequence[Clip], *, frames_per_clip: int = 3) -> Figure:
 
 
 def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
-    """Write a clip's frames beside their depth, as an H.264 video that browsers play.
+    """Write a clip's frames beside their depth, as an H.264 video that browsers play, at their own times.
 
     Args:
         clip: With depth for each frame that is to be shown.
@@ -127,16 +132,21 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
     """
     indices = set(clip.depth_indices)
     low, high = clip_limits(clip)
+    shown = 0
     colours = (matplotlib.colormaps[_COLOUR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        rate = Fraction(clip.row["average_fps"]).limit_denominator(1001)
+        rate = Fraction(len(indices) / clip.row["duration_seconds"]).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "26", "preset": "veryfast"})
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 90_000)
         stream.width, stream.height, stream.pix_fmt = 2 * clip.row["width"], clip.row["height"], "yuv420p"
         for index, rgb in enumerate(clip.frames()):
             if index in indices:
                 level = (clip.inverse_depth(index, stable=stable) - low) / (high - low)
                 picture = np.hstack([rgb, colours[(level.clip(0, 1) * 255).astype(np.uint8)]])
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = round(90_000 * clip.row["frames"][shown]["time_seconds"]), stream.time_base
+                container.mux(stream.encode(frame))
+                shown += 1
         container.mux(stream.encode(None))
     return Path(path)
 
@@ -158,6 +168,8 @@ def point_cloud(clip: Clip, index: int, *, ax: Axes3D | None = None, num_points:
     focal = frame["focal_length_px"] or 0.5 * width / np.tan(np.radians(30))
     # What is more than four times as far as the near things would leave them a few dots in a corner.
     near_enough = inverse_depth > 0.25 * np.percentile(inverse_depth, 95)
+    if not near_enough.any():
+        raise DatasetError(f"frame {index} of {clip.clip_id} is infinitely far everywhere: there are no points to draw")
     v, u = np.nonzero(near_enough)
     chosen = np.random.default_rng(0).permutation(len(u))[:num_points]
     u, v = u[chosen], v[chosen]
@@ -181,6 +193,7 @@ def statistics_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
     """Median and 5th to 95th percentile of a clip's inverse depth over its time."""
     if ax is None:
         ax = plt.figure(figsize=(8, 3), layout="constrained").add_subplot()
+    clip._check_has("depth")
     frames = clip.row["frames"]
     time_seconds = [frame["time_seconds"] for frame in frames]
     low, high = ([frame[name] for frame in frames] for name in ("p05", "p95"))
@@ -204,7 +217,7 @@ def scale_jumps(clip: Clip, *, stable: bool = False) -> NDArray[np.float64]:
     """
     indices = set(clip.depth_indices)
     scales = clip._stable_scales if stable else dict.fromkeys(indices, 1.0)
-    stored = read_depth(clip.depth_path)  # in order: ten times faster than frame by frame
+    stored = read_depth(clip._open("depth"))  # in order: ten times faster than frame by frame
     jumps: list[float] = []
     last: tuple[int, NDArray[np.int16], NDArray[np.float32]] | None = None
     for index, rgb in enumerate(clip.frames()):
@@ -250,7 +263,7 @@ def nearness_by_label(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
         ax = plt.figure(figsize=(8, 1 + 0.3 * len(labels)), layout="constrained").add_subplot()
     for line, label in enumerate(labels):
         ax.plot(by_label[label], [line] * len(by_label[label]), "o", alpha=0.6)
-    ax.set_yticks(range(len(labels)), labels)
+    ax.set_yticks(range(len(labels)), labels, parse_math=False)
     ax.set_xlabel("95th percentile over median of inverse depth (larger: something is close)")
     return ax
 

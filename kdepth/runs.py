@@ -37,7 +37,7 @@ from kdepth.cards import card
 from kdepth.dataset import ClipWriter
 from kdepth.errors import StorageError
 from kdepth.ffmpeg import ffmpeg_version
-from kdepth.plan import PARAMETERS_KEY
+from kdepth.plan import PARAMETERS_KEY, STAY_FAILED_KEY
 from kdepth.schema import OK, SUPERSEDED, AsYielded
 from kdepth.storage import Root
 from kdepth.traffic import watched
@@ -138,8 +138,11 @@ class RunReport:
         version: Of the Lance dataset afterwards.
         failures: How many failed by ``(stage, error class)``.
         damage: What was wrong with the files of clips that had been ok, and were made again: ``clip_id`` -> problem.
+        num_sources: What there was to do: URLs, archives.
+        num_stay_failed: Clips that failed in an earlier run, and were not taken up.
         num_missing: Rows of `pending` that no row came of, archives apart: none, unless the pipeline filters.
-        annotated_without_clip: Annotated clips that no source held; None if there were no archives to look in.
+        annotated_without_clip: Annotated clips, not in the dataset yet, that no source held; None if there were no
+            archives to look in, or not the whole of them was wanted.
         clips_without_annotation: Clips of archives that no annotation names; None without annotations.
     """
 
@@ -152,13 +155,15 @@ class RunReport:
     version: int = 0
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
     damage: dict[str, str] = field(default_factory=dict)
+    num_sources: int = 0
+    num_stay_failed: int = 0
     num_missing: int = 0
     annotated_without_clip: int | None = None
     clips_without_annotation: int | None = None
 
     def __str__(self) -> str:
         if not self.num_ok + self.num_failed:
-            return "Nothing to do: every clip is in the dataset as asked for."
+            return self._why_nothing()
         rate = self.num_depth_frames / max(self.seconds, 1e-9)
         lines = [
             f"{self.num_ok} clips ok, {self.num_failed} failed, {self.num_depth_frames} depth frames "
@@ -167,6 +172,8 @@ class RunReport:
         lines += [f"  {count} x {stage}: {error}" for (stage, error), count in self.failures.most_common()]
         if self.num_kept:
             lines.append(f"  failed, but had been ok, and stay as they were: {self.num_kept}")
+        if self.num_stay_failed:
+            lines.append(f"  failed in earlier runs, not taken up: {self.num_stay_failed} (retry_failed=True does)")
         lines += [f"  made again: {clip_id} ({problem})" for clip_id, problem in list(self.damage.items())[:10]]
         if len(self.damage) > 10:
             lines.append(f"  made again: {len(self.damage) - 10} more")
@@ -177,6 +184,20 @@ class RunReport:
         if self.clips_without_annotation is not None:
             lines.append(f"  in an archive, but not annotated: {self.clips_without_annotation}")
         return "\n".join(lines)
+
+    def _why_nothing(self) -> str:
+        if self.num_sources:
+            return (
+                f"No clip came of {self.num_sources} sources: archives without videos, or without any that was missing."
+            )
+        if self.num_stay_failed:
+            return (
+                f"Nothing to do: every clip is in the dataset as asked for, but for {self.num_stay_failed} that failed "
+                "in earlier runs. retry_failed=True takes them up, save those whose server said that it will not "
+                "change (HTTP 401, 403, 404, 410, 451): these once their rows are deleted, for instance by "
+                'ds.lance.delete("http_status = 404").'
+            )
+        return "Nothing to do: every clip is in the dataset as asked for."
 
     def _repr_html_(self) -> str:
         """For a notebook: the lines of a lab book."""
@@ -190,6 +211,8 @@ class RunReport:
             "clips": f"{self.num_ok:,} ok, {self.num_failed:,} failed",
             "failures": "\n".join(failures) or None,
             "failed, but had been ok, and stay as they were": self.num_kept or None,
+            "failed in earlier runs, not taken up": self.num_stay_failed or None,
+            "made again": "\n".join(f"{name} ({why})" for name, why in list(self.damage.items())[:10]) or None,
             "sources without a row": self.num_missing or None,
             "annotated, but in no archive": self.annotated_without_clip,
             "in an archive, but not annotated": self.clips_without_annotation,
@@ -233,17 +256,24 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
     if sources is not None and "damage" in sources.column_names:
         damaged = sources.filter(pc.is_valid(sources["damage"]))
         report.damage = dict(zip(damaged["clip_id"].to_pylist(), damaged["damage"].to_pylist(), strict=True))
-        parameters = json.loads((sources.schema.metadata or {}).get(PARAMETERS_KEY, b"{}"))
+        metadata = sources.schema.metadata or {}
+        parameters = json.loads(metadata.get(PARAMETERS_KEY, b"{}"))
+        report.num_stay_failed = int(metadata.get(STAY_FAILED_KEY, 0))
     kinds = Counter(sources["kind"].to_pylist()) if sources is not None else Counter[str]()
     annotated: set[str] = set()
     if kinds["annotation"] and sources is not None:
         annotated = {row["clip_id"] for row in sources.to_pylist() if row["kind"] == "annotation"}
     num_annotated, found, unannotated = len(annotated), 0, 0
+    report.num_sources = kinds.total() - kinds["annotation"]
+    limits: list[int | None] = []  # how many clips of each archive are wanted
+    if sources is not None and "max_clips" in sources.column_names:
+        limits = sources.filter(pc.equal(sources["kind"], "archive"))["max_clips"].to_pylist()
     failed: dict[str, tuple[str, str]] = {}  # clip_id -> stage, error class
     if sources is None or sources.num_rows:
         # How many clips an archive holds is known once it was read; until then the annotations are the best guess.
         unknown = sources is None or (kinds["archive"] and not kinds["annotation"])
-        total = None if unknown else kinds.total() - kinds["archive"]
+        wanted = num_annotated if None in limits else min(num_annotated, sum(filter(None, limits)))
+        total = None if unknown else report.num_sources - kinds["archive"] + wanted
         downloads = ""
 
         def show(text: str, *, refresh: bool = False) -> None:
@@ -299,7 +329,7 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
     if failed:
         report.num_kept = writer.num_ok(failed)
     if num_annotated:
-        report.annotated_without_clip = num_annotated - found
+        report.annotated_without_clip = None if any(limits) else num_annotated - found
         report.clips_without_annotation = unannotated
     return report
 

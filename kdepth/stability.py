@@ -70,35 +70,37 @@ def _steady_pair(
 
 
 def stabilising_scales(
-    greys_and_depths: Iterable[tuple[NDArray[np.int16], NDArray[np.float32]]],
+    frames: Iterable[tuple[int, NDArray[np.int16], NDArray[np.float32]]],
 ) -> NDArray[np.float64]:
     """For each frame of a clip the scale that takes back the jumps before it.
 
     Where a frame's scale jumps by more than 2 % (see `scale_jump`), the median ratio is divided out of it and of all
-    frames that follow. What is steady stays as it is; a frame that has too little in common with the one before keeps
-    that one's scale. (A shift is not fitted: fits with one, chained over hundreds of frames, lose the scale.)
+    frames that follow. What is steady stays as it is; a frame that has too little in common with the one before, or is
+    not its neighbour, keeps that one's scale. (A shift is not fitted: fits with one, chained over hundreds of frames,
+    lose the scale.)
 
     Args:
-        greys_and_depths: `steady_grey` and `sampled` of each frame, in order.
+        frames: Number, `steady_grey` and `sampled` of each frame, in order.
 
     Returns:
         ``(N,)``: a frame's stable inverse depth is ``scale * inverse_depth``.
     """
     scales: list[float] = []
-    last: tuple[NDArray[np.int16], NDArray[np.float32]] | None = None
+    last: tuple[int, NDArray[np.int16], NDArray[np.float32]] | None = None
     scale = 1.0
-    for grey, depth in greys_and_depths:
-        pair = _steady_pair(*last, grey, depth) if last is not None else None
+    for index, grey, depth in frames:
+        pair = _steady_pair(*last[1:], grey, depth) if last is not None and last[0] == index - 1 else None
         if pair is not None:
             ratio = float(np.median(pair[1] / pair[0]))
             if abs(np.log(ratio)) > _JUMP:
                 scale /= ratio
         scales.append(scale)
-        last = grey, depth
+        last = index, grey, depth
     return np.array(scales)
 
 
 def steady_focal_length(focal_length_px: NDArray[np.float64], time_seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Focal length of each frame without its jitter: the median within a second before and after, ``(N,)`` px."""
-    near = np.abs(time_seconds[:, None] - time_seconds[None, :]) <= 1.0
-    return np.array([np.median(focal_length_px[row]) for row in near])
+    first = np.searchsorted(time_seconds, time_seconds - 1.0)
+    behind = np.searchsorted(time_seconds, time_seconds + 1.0, side="right")
+    return np.array([np.median(focal_length_px[i:j]) for i, j in zip(first, behind, strict=True)])

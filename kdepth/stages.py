@@ -24,7 +24,7 @@ import ray.data
 
 from kdepth.archives import Member, index_name, read_archive
 from kdepth.attempts import counted, repeated
-from kdepth.depth import estimate_clip_depth, frame_selector
+from kdepth.depth import estimate_clip_depth, frame_selector, frames_name
 from kdepth.downloads import client_session, fetch
 from kdepth.errors import DamagedMediaError, KdepthError
 from kdepth.models import DepthKind, load_model, model_identity
@@ -45,7 +45,7 @@ from kdepth.schema import (
 )
 from kdepth.storage import Root
 from kdepth.traffic import published
-from kdepth.transcoding import VideoInfo, transcode_file, video_info
+from kdepth.transcoding import MAX_HEIGHT_PX, VideoInfo, has_height, transcode_file, video_info
 from kdepth.youtube import fetch_youtube
 
 if TYPE_CHECKING:
@@ -134,14 +134,14 @@ def transcode(
     Args:
         clips: From `download`.
         root: Folder of the dataset.
-        height: The shorter side of the result in pixels, even.
+        height: The shorter side of the result in pixels, even, 32 to 2160.
         keep_raw: Keep what was downloaded; otherwise it is deleted once transcoded.
 
     Raises:
-        ValueError: `height` is not an even number of at least 32.
+        ValueError: `height` is not one of these.
     """
-    if height < 32 or height % 2:
-        raise ValueError(f"height={height}: must be even, and at least 32 pixels")
+    if not 32 <= height <= MAX_HEIGHT_PX or height % 2:
+        raise ValueError(f"height={height}: must be even, and 32 to {MAX_HEIGHT_PX} pixels")
     return clips.map_batches(
         _transcode_block,
         fn_kwargs={"root": Root(root), "height": height, "keep_raw": keep_raw},
@@ -175,12 +175,12 @@ def estimate_depth(
             networks one that uses all cores.
 
     Raises:
-        ValueError: `frames` is not one of the allowed values.
-        DepthError: The model can't be had.
+        ValueError: `frames` is not one of the allowed values, or `depth_kind` can't be.
+        DepthError: The model can't be had, or needs `depth_kind`.
     """
-    frames = str(frames)  # a notebook's parameter of 2 is a number
+    frames = frames_name(frames)
     frame_selector(frames, 1)
-    identity = model_identity(model)  # fails here, in the notebook, rather than later in a worker
+    identity = model_identity(model, depth_kind=depth_kind)  # fails here, in the notebook, not in a worker
     resources = ray.cluster_resources()
     gpus = 0 if device == "cpu" else int(resources.get("GPU", 0))
     cpus = max(1, int(resources.get("CPU", 1)))
@@ -439,7 +439,7 @@ def _transcode_clip(row: Mapping[str, Any], root: Root, height: int) -> dict[str
     if (num_bytes := root.size(name)) is not None:  # of a run killed before it could commit the row, or another height
         with contextlib.suppress(DamagedMediaError), root.reading(name) as path:
             info = video_info(path)
-            if min(info.width, info.height) == height:
+            if has_height(info.width, info.height, height):
                 return _video_columns(name, num_bytes, info)
     with root.reading(row["raw_path"]) as source, root.writing(name) as path:
         info = transcode_file(source, path, height=height, threads=1)

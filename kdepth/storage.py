@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -33,11 +34,12 @@ class Root:
         root: A folder, or a URI such as ``s3://bucket/kinetics``; another `Root` is taken as it is.
 
     Attributes:
-        uri: As given.
+        uri: As given; of a folder its absolute path.
         is_local: Whether it is a folder.
         work: The folder to work in: the root itself, or the one on this node's disk, which is this user's alone.
 
     Raises:
+        ValueError: A URI that went through `Path`, which takes one of its slashes away.
         StorageError: The one on this node's disk is another user's.
     """
 
@@ -46,7 +48,11 @@ class Root:
         self.is_local = "://" not in self.uri
         self._fs: Any = None
         if self.is_local:
-            self.work = Path(self.uri)
+            if re.match(r"\w+:/", self.uri):
+                raise ValueError(f"root={self.uri!r}: give a URI as a str, not as a Path")
+            # Absolute, as workers have working directories of their own, and a notebook may change its.
+            self.work = Path(self.uri).expanduser().absolute()
+            self.uri = str(self.work)
         else:
             self.uri = self.uri.rstrip("/")
             digest = hashlib.sha256(self.uri.encode()).hexdigest()[:10]

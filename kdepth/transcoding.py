@@ -32,6 +32,7 @@ from kdepth.media import MediaInfo, probe
 
 __all__ = ["MediaInfo", "VideoInfo", "default_encoder", "probe", "transcode_file", "video_info"]
 
+MAX_HEIGHT_PX = 2160
 MAX_SIDE_PX = 4096  # of a very wide or tall clip; its shorter side gives way
 MAX_FPS = 120  # on average: a small file can hold frames for days of work
 _TIME_BASE = "1/120000"  # s; milliseconds and the frame times of every common rate, NTSC's too, are whole numbers of it
@@ -105,8 +106,8 @@ def transcode_file(
         ValueError: An argument is out of range.
     """
     source, destination = Path(source), Path(destination)
-    if not 16 <= height <= 2160 or height % 2:
-        raise ValueError(f"height must be even and in [16, 2160], not {height!r}")
+    if not 16 <= height <= MAX_HEIGHT_PX or height % 2:
+        raise ValueError(f"height must be even and in [16, {MAX_HEIGHT_PX}], not {height!r}")
     if fit not in ("shorter", "height"):
         raise ValueError(f'fit must be "shorter" or "height", not {fit!r}')
     if encoder != "auto" and encoder not in _ENCODERS:
@@ -213,6 +214,12 @@ def _to_standard_range(media: MediaInfo, width_height: str) -> list[str]:
     if media.color_transfer in _HIGH_DYNAMIC_RANGE:
         chain.append("tonemap=hable:desat=0")
     return [*chain, "zscale=transfer=bt709:matrix=bt709:range=tv"]
+
+
+def has_height(width_px: int, height_px: int, height: int) -> bool:
+    """Whether a clip is as `transcode_file` makes it for a height: a very wide or tall one has less."""
+    shorter = min(width_px, height_px)
+    return shorter == height or (max(width_px, height_px) == MAX_SIDE_PX and shorter < height)
 
 
 @cache

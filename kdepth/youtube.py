@@ -107,7 +107,7 @@ def _arguments(
         []
         if start is None and end is None
         else [
-            *("--download-sections", f"*{start or 0:g}-{'inf' if end is None else format(end, 'g')}"),
+            *("--download-sections", f"*{start or 0:.3f}-{'inf' if end is None else format(end, '.3f')}"),
             "--force-keyframes-at-cuts",
         ]
     )

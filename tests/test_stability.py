@@ -39,6 +39,10 @@ def moving_scene(random_generator: np.random.Generator, num_frames: int = 40) ->
     return frames
 
 
+def scales_of(frames: list[tuple[np.ndarray, np.ndarray]], step: int = 1) -> np.ndarray:
+    return stabilising_scales((step * k, grey, depth) for k, (grey, depth) in enumerate(frames))
+
+
 def mean_jump(frames: list[tuple[np.ndarray, np.ndarray]]) -> float:
     jumps = [scale_jump(*a, *b) for a, b in pairwise(frames)]
     return float(np.mean([jump for jump in jumps if jump is not None]))
@@ -48,7 +52,7 @@ def test_a_scale_that_jumps_is_taken_back(random_generator: np.random.Generator)
     steady = moving_scene(random_generator)
     scales = random_generator.uniform(0.7, 1.4, len(steady))
     jumping = [(g, (scale * d).astype(np.float32)) for (g, d), scale in zip(steady, scales, strict=True)]
-    seen = [(g, scale * d) for (g, d), scale in zip(jumping, stabilising_scales(jumping), strict=True)]
+    seen = [(g, scale * d) for (g, d), scale in zip(jumping, scales_of(jumping), strict=True)]
     assert mean_jump(seen) < mean_jump(jumping) / 5
     # What moved keeps its own depth: all frames are in the first one's scale, but for jumps below 2 %.
     for (_, depth), (_, truth) in zip(seen, steady, strict=True):
@@ -61,19 +65,25 @@ def test_the_scale_is_not_lost_over_a_long_clip_that_flickers(random_generator: 
         grey, depth = moving_scene(random_generator, 1)[0]
         noise = random_generator.lognormal(0, 0.1, depth.shape) * (1.05 if k % 2 else 1.0)
         noisy.append((np.zeros_like(grey), (depth * noise).astype(np.float32)))
-    scales = stabilising_scales(noisy)
+    scales = scales_of(noisy)
     assert 0.5 < scales.min() <= scales.max() < 2
 
 
 def test_what_is_steady_stays_as_it_is(random_generator: np.random.Generator) -> None:
-    assert np.array_equal(stabilising_scales(moving_scene(random_generator)), np.ones(40))
+    assert np.array_equal(scales_of(moving_scene(random_generator)), np.ones(40))
+
+
+def test_frames_that_are_not_neighbours_are_not_compared(random_generator: np.random.Generator) -> None:
+    jumping = [(g, (1 + k % 2) * d) for k, (g, d) in enumerate(moving_scene(random_generator))]
+    assert np.array_equal(scales_of(jumping, step=25), np.ones(40))
+    assert not np.array_equal(scales_of(jumping), np.ones(40))
 
 
 def test_at_a_cut_there_is_nothing_to_compare(random_generator: np.random.Generator) -> None:
     first, second = moving_scene(random_generator)[:5], moving_scene(random_generator)[:5]
     jump = [(g, 2 * d if k > 2 else d) for k, (g, d) in enumerate(first)]
     assert scale_jump(*jump[-1], *second[0]) is None
-    view = stabilising_scales(jump + [(g, 3 * d) for g, d in second])
+    view = scales_of(jump + [(g, 3 * d) for g, d in second])
     assert view == pytest.approx([1] * 3 + [0.5] * 7, abs=1e-3)
 
 
