@@ -140,8 +140,8 @@ def _read_url_csv(path: Path, lines: list[str]) -> Iterator[_Source]:
         row = _from_url(fields.get("url", ""), where)
         if row.kind == "archive" and fields.get("youtube_id"):
             raise SourceError(
-                f"{where}: the URL of an archive, with one clip's youtube_id: list the archives by URL alone, and give the "
-                "clips' file as annotations"
+                f"{where}: the URL of an archive, with one clip's youtube_id: list archives by URL alone, and "
+                "give this file as annotations"
             )
         if fields.get("youtube_id") and fields.get("time_start"):
             row = replace(_from_annotation(fields, where), url=row.url, kind=row.kind)

@@ -164,6 +164,33 @@ def test_dpt_does_not_say_what_it_gives(checkpoints: Path) -> None:
         load_model(checkpoints / "dpt", device="cpu")
 
 
+def test_the_driver_is_told_what_a_worker_would_be(checkpoints: Path) -> None:
+    with pytest.raises(DepthError, match="depth_kind='relative'"):
+        model_identity(checkpoints / "dpt")
+    with pytest.raises(ValueError, match="says 'relative'"):
+        model_identity(checkpoints / "depth-anything", depth_kind="metric")
+    assert model_identity(checkpoints / "dpt", depth_kind="relative").startswith("dpt@sha256:")
+
+
+def test_frames_that_a_network_can_not_take_are_an_error_of_the_clip(checkpoints: Path) -> None:
+    with pytest.raises(DepthError, match="as small as 300x20"):
+        load_model("small", device="cpu").estimate(make_frames(1, 20, 300))
+    with pytest.raises(DepthError, match="as small as 4096x20"):
+        load(checkpoints, "depth-anything").estimate(make_frames(1, 20, 4096))
+
+
+def test_infinity_is_no_depth() -> None:
+    model = DepthModel(
+        lambda frames, focal, memory: (torch.full((1, 8, 8), torch.inf), None, None),
+        kind="relative",
+        name="broken",
+        revision="1",
+        batch_size=1,
+    )
+    with pytest.raises(DepthError, match="not finite"):
+        model.estimate(np.zeros((1, 8, 8, 3), np.uint8))
+
+
 def test_depth_kind_must_not_contradict_the_configuration(checkpoints: Path) -> None:
     with pytest.raises(ValueError, match="says 'relative'"):
         load_model(checkpoints / "depth-anything", device="cpu", depth_kind="metric")
@@ -515,6 +542,11 @@ def test_the_hubs_cache_is_used_without_asking_the_hub(
     model = load_model("someone/tiny-depth", device="cpu")
     assert model.identity == model_identity("someone/tiny-depth") == f"someone/tiny-depth@{commit}"
     assert model_identity("someone/tiny-depth", revision=commit) == model.identity
+    # What another program left there without the processor's file is not taken for whole: the hub is asked.
+    (repository / "snapshots" / commit / "preprocessor_config.json").unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DepthError, match="the weights of someone/tiny-depth can't be had"):
+        model_identity("someone/tiny-depth")
 
 
 @pytest.mark.parametrize("offline", [True, False])

@@ -222,3 +222,10 @@ def test_many_sources(tmp_path: Path) -> None:
     table = read_sources(urls, annotations=annotations)
     assert table.num_rows == 5_001
     assert table.filter(pa.compute.equal(table["kind"], "video"))["label"].null_count == 0
+
+
+def test_an_archive_is_not_one_clips_source(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("url,youtube_id,time_start,time_end\nhttps://h/part_0.tar.gz,abcdefghijk,1,11\n")
+    with pytest.raises(SourceError, match=r"line 2: the URL of an archive.*as annotations"):
+        read_sources(path)

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import ray
 from conftest import Run
@@ -21,6 +23,7 @@ import kdepth
 from kdepth import runs, samples, stages
 from kdepth.attempts import repeated
 from kdepth.errors import DatasetError
+from kdepth.ffmpeg import ffmpeg_path
 from kdepth.storage import Root
 
 HTML = b"<!DOCTYPE html><html><body>This video is not here any more.</body></html>" * 20
@@ -123,9 +126,19 @@ def test_bad_sources_are_failed_rows_and_stop_nobody(
 
     # Again: nothing. With retry_failed: those that can change. After the page became a video: that one.
     sources = kdepth.read_sources(urls)
-    assert kdepth.pending(sources, root, frames="middle").num_rows == 0
+    todo = kdepth.pending(sources, root, frames="middle")
+    assert todo.num_rows == 0
+    clips = kdepth.download(todo, root)
+    assert "but for 3 that failed in earlier runs. retry_failed=True" in str(
+        kdepth.write_lance(clips, root, sources=todo)
+    )
     again = kdepth.pending(sources, root, frames="middle", retry_failed=True)["clip_id"].to_pylist()
     assert sorted(name.rsplit("_", 1)[0] for name in again) == ["a", "page"]
+    # Where the list now has another address for a clip, that one is tried.
+    moved = sources.set_column(
+        sources.schema.get_field_index("url"), "url", pc.replace_substring(sources["url"], "missing", "moved")
+    )
+    assert kdepth.pending(moved, root, frames="middle")["url"].to_pylist() == [f"{base}/moved.mp4"]
     sample_server.serve("page.mp4", samples.rendered_clips()[good])
     run_pipeline(sources, root, frames="middle", retry_failed=True)
     assert statuses(root) == {"ok": 2, "failed": 2}
@@ -364,3 +377,35 @@ def test_actors_by_default() -> None:
     assert stages._actors(16, 2, None, small=False) == (2, 1.0)
     assert stages._actors(64, 1, None, small=True) == (8, 0.125)
     assert stages._actors(2, 4, None, small=True) == (4, 1.0)
+
+
+def test_what_can_not_be_is_found_before_anything_runs(ray_cluster: None, tmp_path: Path) -> None:
+    clips = kdepth.download(kdepth.read_sources(["http://127.0.0.1:9/a.mp4"]), tmp_path)
+    for height in (30, 361, 2162):
+        with pytest.raises(ValueError, match="32 to 2160 pixels"):
+            kdepth.transcode(clips, tmp_path, height=height)
+    with pytest.raises(ValueError, match="the embedded model is relative"):
+        kdepth.estimate_depth(clips, tmp_path, depth_kind="metric")
+    with pytest.raises(ValueError, match="the embedded model is relative"):
+        kdepth.pending(kdepth.read_sources(["http://127.0.0.1:9/a.mp4"]), tmp_path, depth_kind="metric")
+
+
+def test_a_clip_too_narrow_for_the_model_is_a_failed_row(
+    ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path
+) -> None:
+    narrow = tmp_path / "narrow.mp4"
+    picture = ["-f", "lavfi", "-i", "testsrc2=size=4096x16:rate=5:duration=1"]
+    subprocess.run([ffmpeg_path(), "-v", "error", *picture, "-c:v", "libx264", str(narrow)], check=True)
+    sample_server.serve("narrow.mp4", narrow)
+    base = sample_server.url_list.read_text().splitlines()[0].rpartition("/")[0]
+    sources = kdepth.read_sources([f"{base}/narrow.mp4"])
+    report = run_pipeline(sources, tmp_path / "root")
+    assert report.failures == {("depth", "DepthError"): 1}
+    (row,) = kdepth.open_dataset(tmp_path / "root").failures().to_pylist()
+    assert "can't take frames as small as 4096x16" in row["error_message"]
+
+
+def test_a_number_of_frames_has_one_name(sample_run: Run) -> None:
+    for frames in (2, 2.0, "2", "2.0"):
+        assert kdepth.pending(sample_run.sources, sample_run.root, frames=frames).num_rows == 0
+    assert kdepth.pending(sample_run.sources, sample_run.root, frames=2.5).num_rows > 0
