@@ -1,4 +1,4 @@
-"""A dataset in odd states, as its reader meets it: what is missing is said, nothing is deleted that is good."""
+"""Clips and datasets in odd states, as a reader meets them: what is missing is said, nothing good is deleted."""
 
 from __future__ import annotations
 
