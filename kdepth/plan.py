@@ -166,7 +166,7 @@ def pending(
             elif not is_done(row, source["url"]):
                 yield fields if source["kind"] == "annotation" else resumed(row) | fields
             else:
-                num_stay_failed += row["status"] == FAILED
+                num_stay_failed += row["status"] == FAILED and source["kind"] != "annotation"
 
     plan = _plan_table(plan_rows())
     kinds = set(pc.unique(plan["kind"]).to_pylist())

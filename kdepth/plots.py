@@ -132,7 +132,7 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
     """
     indices = set(clip.depth_indices)
     low, high = clip_limits(clip)
-    shown = 0
+    shown, pts = 0, -1
     colours = (matplotlib.colormaps[_COLOUR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         rate = Fraction(len(indices) / clip.row["duration_seconds"]).limit_denominator(1001)
@@ -144,7 +144,8 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
                 level = (clip.inverse_depth(index, stable=stable) - low) / (high - low)
                 picture = np.hstack([rgb, colours[(level.clip(0, 1) * 255).astype(np.uint8)]])
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame.pts, frame.time_base = round(90_000 * clip.row["frames"][shown]["time_seconds"]), stream.time_base
+                pts = max(round(90_000 * clip.row["frames"][shown]["time_seconds"]), pts + 1)
+                frame.pts, frame.time_base = pts, stream.time_base
                 container.mux(stream.encode(frame))
                 shown += 1
         container.mux(stream.encode(None))
