@@ -130,24 +130,23 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
     Returns:
         The path; in a notebook, show it with ``IPython.display.Video(path, embed=True)``.
     """
-    indices = set(clip.depth_indices)
     low, high = clip_limits(clip)
-    shown, pts = 0, -1
+    times = {frame["index"]: frame["time_seconds"] for frame in clip.row["frames"]}
+    pts = -1
     colours = (matplotlib.colormaps[_COLOUR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        rate = Fraction(len(indices) / clip.row["duration_seconds"]).limit_denominator(1001)
+        rate = Fraction(len(times) / clip.row["duration_seconds"]).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "26", "preset": "veryfast"})
         stream.time_base = stream.codec_context.time_base = Fraction(1, 90_000)
         stream.width, stream.height, stream.pix_fmt = 2 * clip.row["width"], clip.row["height"], "yuv420p"
         for index, rgb in enumerate(clip.frames()):
-            if index in indices:
+            if index in times:
                 level = (clip.inverse_depth(index, stable=stable) - low) / (high - low)
                 picture = np.hstack([rgb, colours[(level.clip(0, 1) * 255).astype(np.uint8)]])
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                pts = max(round(90_000 * clip.row["frames"][shown]["time_seconds"]), pts + 1)
+                pts = max(round(90_000 * times[index]), pts + 1)
                 frame.pts, frame.time_base = pts, stream.time_base
                 container.mux(stream.encode(frame))
-                shown += 1
         container.mux(stream.encode(None))
     return Path(path)
 
