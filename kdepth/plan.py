@@ -20,9 +20,6 @@ from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, SOURCE_SCHEMA, clip_
 from kdepth.storage import Root
 from kdepth.transcoding import has_height
 
-# Statuses that stay: asking again gives the same answer.
-_PERMANENT_STATUSES = (401, 403, 404, 410, 451)
-
 # Of a clip's row: what each stage fills in.
 DOWNLOAD_COLUMNS = ("raw_path", "raw_bytes", "raw_sha256", "http_status", "download_attempts")
 VIDEO_COLUMNS = ("width", "height", "average_fps", "num_frames", "duration_seconds", "has_audio")
@@ -87,8 +84,8 @@ def pending(
         sources: From `read_sources`.
         root: Folder of the dataset.
         height, model, frames, depth_kind: As they will be given to `transcode` and `estimate_depth`.
-        retry_failed: Take up failed clips too, but for those whose server said that it will not change (HTTP 401, 403,
-            404, 410, 451). A clip that could not be downloaded is taken up without it when its URL is another now.
+        retry_failed: Take up failed clips too. One that could not be downloaded is taken up without it when its URL is
+            another now.
 
     Returns:
         Rows for `download`, in the order of `sources`: the columns of a clip with what is known already, and ``kind``,
@@ -127,7 +124,7 @@ def pending(
                 return False
             if row["failed_stage"] == "depth" and (row["depth_model"], row["depth_frames"]) != (identity, frames):
                 return False
-            return not retry_failed or row["http_status"] in _PERMANENT_STATUSES
+            return not retry_failed
         return (
             (row["depth_model"], row["depth_frames"]) == (identity, frames)
             and depth_kind in (None, row["depth_kind"])

@@ -193,9 +193,7 @@ class RunReport:
         if self.num_stay_failed:
             return (
                 f"Nothing to do: every clip is in the dataset as asked for, but for {self.num_stay_failed} that failed "
-                "in earlier runs. retry_failed=True takes them up, save those whose server said that it will not "
-                "change (HTTP 401, 403, 404, 410, 451): these once their rows are deleted, for instance by "
-                'ds.lance.delete("http_status = 404").'
+                "in earlier runs (retry_failed=True takes them up)."
             )
         return "Nothing to do: every clip is in the dataset as asked for."
 

@@ -124,16 +124,16 @@ def test_bad_sources_are_failed_rows_and_stop_nobody(
     assert clip.depth_indices == [clip.row["num_frames"] // 2]
     assert "3 failed" in str(report)
 
-    # Again: nothing. With retry_failed: those that can change. After the page became a video: that one.
+    # Again: nothing. With retry_failed: the failed ones. After the page became a video: it is ok.
     sources = kdepth.read_sources(urls)
     todo = kdepth.pending(sources, root, frames="middle")
     assert todo.num_rows == 0
     clips = kdepth.download(todo, root)
-    assert "but for 3 that failed in earlier runs. retry_failed=True" in str(
+    assert "but for 3 that failed in earlier runs (retry_failed=True takes them up)" in str(
         kdepth.write_lance(clips, root, sources=todo)
     )
     again = kdepth.pending(sources, root, frames="middle", retry_failed=True)["clip_id"].to_pylist()
-    assert sorted(name.rsplit("_", 1)[0] for name in again) == ["a", "page"]
+    assert sorted(name.rsplit("_", 1)[0] for name in again) == ["a", "missing", "page"]
     # Where the list now has another address for a clip, that one is tried.
     moved = sources.set_column(
         sources.schema.get_field_index("url"), "url", pc.replace_substring(sources["url"], "missing", "moved")
