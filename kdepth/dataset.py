@@ -246,8 +246,8 @@ class ClipDataset:
         self.is_packed = "depth" in self.lance.schema.names
 
     def __len__(self) -> int:
-        """Rows: also those of failed clips, which iteration leaves out."""
-        return int(self.lance.count_rows())
+        """Clips with status ok: those that iteration gives."""
+        return int(self.lance.count_rows(f"status = '{OK}'"))
 
     def __contains__(self, clip_id: object) -> bool:
         return isinstance(clip_id, str) and self.lance.count_rows(f"clip_id = {_quoted(clip_id)}") > 0
@@ -293,7 +293,7 @@ class ClipDataset:
             columns=columns, filter=f"clip_id = {_quoted(clip_id)}"
         ).to_pylist()
         if not rows:
-            raise KeyError(f"no clip {clip_id!r} among the {len(self)} of {self.root}")
+            raise KeyError(f"no clip {clip_id!r} among the {self.lance.count_rows()} of {self.root}")
         return rows[0]
 
     def _clip(self, row: dict[str, Any]) -> Clip:
@@ -355,9 +355,8 @@ class ClipDataset:
         if delete and self._as_of is not None:
             raise ValueError(f"delete=True: the files may be of later rows than as of {self._as_of}")
         found = []
-        num_ok = self.lance.count_rows(f"status = '{OK}'")
         rows = self._rows(f"status = '{OK}'")
-        for row in tqdm(rows, total=num_ok, desc="verify", unit="clip", file=sys.stdout, ncols=110):
+        for row in tqdm(rows, total=len(self), desc="verify", unit="clip", file=sys.stdout, ncols=110):
             clip = self._clip(row)
             for kind, error in clip._errors():
                 found.append({"clip_id": clip.clip_id, "path": row[f"{kind}_path"], "problem": str(error)})
@@ -465,7 +464,7 @@ def pack(root: str | Path, uri: str | Path) -> None:
     schema = pa.schema([*CLIP_SCHEMA, lance.blob_field("video"), lance.blob_field("depth")])
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with tqdm(total=len(ds), desc="pack", unit="clip", file=sys.stdout, ncols=110) as bar:
+        with tqdm(total=ds.lance.count_rows(), desc="pack", unit="clip", file=sys.stdout, ncols=110) as bar:
             for batch in ds.lance.to_batches(columns=CLIP_SCHEMA.names, batch_size=_PACK_ROWS):
                 rows = batch.to_pylist()
                 columns = [batch.column(name) for name in CLIP_SCHEMA.names]
