@@ -6,9 +6,11 @@ import csv
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from yarl import URL
@@ -19,6 +21,7 @@ from kdepth.schema import ARCHIVE_SUFFIXES, SOURCE_SCHEMA, clip_id_for, kinetics
 _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 YOUTUBE_HOSTS = frozenset({"youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be"})
 # What an annotation file without a header line looks like.
+_MOST_ERRORS = 10  # named at once
 _ANNOTATION_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split", "is_cc")
 
 
@@ -62,7 +65,7 @@ def read_sources(
         archives are read, and do not count for ``limit``.
 
     Raises:
-        SourceError: A file can't be read or holds nothing, or a line is malformed; names file and line.
+        SourceError: A file can't be read or holds nothing, or lines are malformed; names file and lines.
         ValueError: ``limit`` is negative.
     """
     if limit < 0:
@@ -73,10 +76,16 @@ def read_sources(
         where = str(sources)
     else:
         where = "the list of URLs"
-        rows = _once(_from_url(url, f"sources[{index}]") for index, url in enumerate(sources))
+        rows = _once(_tried(_from_url, url, f"sources[{index}]") for index, url in enumerate(sources))
     if not rows:
         raise SourceError(f"{where} holds no sources")
 
+    if annotated and not any(row.clip_id in annotated or row.kind == "archive" for row in rows.values()):
+        warnings.warn(
+            f"{annotations} names none of the {len(rows)} clips of {where}: a file's name must be that of its clip, "
+            "{youtube_id}_{start:06d}_{end:06d}",
+            stacklevel=2,
+        )
     entries = [_with_annotation(row, annotated.get(row.clip_id)) for row in rows.values()]
     if sample_seed is not None:
         random.Random(sample_seed).shuffle(entries)
@@ -98,12 +107,27 @@ def _limited(entries: list[_Source], limit: int) -> list[_Source]:
     return [replace(row, max_clips=next(shares)) if row.kind == "archive" else row for row in entries]
 
 
-def _once(rows: Iterable[_Source]) -> dict[str, _Source]:
+def _once(rows: Iterable[_Source | SourceError]) -> dict[str, _Source]:
     """By clip_id; of several the first."""
     found: dict[str, _Source] = {}
+    wrong: list[str] = []
     for row in rows:
-        found.setdefault(row.clip_id, row)
+        if isinstance(row, SourceError):
+            wrong.append(str(row))
+        else:
+            found.setdefault(row.clip_id, row)
+    if wrong:
+        more = [f"and {len(wrong) - _MOST_ERRORS} lines more"] if len(wrong) > _MOST_ERRORS else []
+        raise SourceError("\n".join(wrong[:_MOST_ERRORS] + more))
     return found
+
+
+def _tried(read: Callable[[Any, str], _Source], what: Any, where: str) -> _Source | SourceError:
+    """A line as a source, or what is wrong with it: all lines are looked at, so that a list is mended at once."""
+    try:
+        return what if isinstance(what, SourceError) else read(what, where)
+    except SourceError as exc:
+        return exc
 
 
 def _with_annotation(row: _Source, found: _Source | None) -> _Source:
@@ -119,7 +143,7 @@ def _read_lines(path: Path) -> list[str]:
         raise SourceError(f"{path} can't be read: {exc}") from exc
 
 
-def _read_file(path: Path) -> Iterator[_Source]:
+def _read_file(path: Path) -> Iterator[_Source | SourceError]:
     lines = _read_lines(path)
     # K600's annotation files are named .txt: the first line tells, not the name.
     first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
@@ -128,32 +152,38 @@ def _read_file(path: Path) -> Iterator[_Source]:
         yield from _read_url_csv(path, lines)
     elif "youtube_id" in columns or (len(columns) >= 4 and "://" not in first) or path.suffix.lower() == ".csv":
         for row in _read_annotations(path):
-            yield replace(row, url=f"https://www.youtube.com/watch?v={row.youtube_id}", kind="youtube")
+            if isinstance(row, _Source):
+                row = replace(row, url=f"https://www.youtube.com/watch?v={row.youtube_id}", kind="youtube")
+            yield row
     else:
         for number, line in enumerate(lines, 1):
             if line.strip() and not line.lstrip().startswith("#"):
-                yield _from_url(line.strip(), f"{path}, line {number}")
+                yield _tried(_from_url, line.strip(), f"{path}, line {number}")
 
 
-def _read_url_csv(path: Path, lines: list[str]) -> Iterator[_Source]:
+def _read_url_csv(path: Path, lines: list[str]) -> Iterator[_Source | SourceError]:
     for where, fields in _records(path, lines):
-        row = _from_url(fields.get("url", ""), where)
-        if row.kind == "archive" and fields.get("youtube_id"):
-            raise SourceError(
-                f"{where}: the URL of an archive, with one clip's youtube_id: list archives by URL alone, and "
-                "give this file as annotations"
-            )
-        if fields.get("youtube_id") and fields.get("time_start"):
-            row = replace(_from_annotation(fields, where), url=row.url, kind=row.kind)
-        yield replace(row, label=fields.get("label") or None, split=fields.get("split") or None)
+        yield _tried(_from_url_fields, fields, where)
 
 
-def _read_annotations(path: Path) -> Iterator[_Source]:
+def _from_url_fields(fields: dict[str, str], where: str) -> _Source:
+    row = _from_url(fields.get("url", ""), where)
+    if row.kind == "archive" and fields.get("youtube_id"):
+        raise SourceError(
+            f"{where}: the URL of an archive, with one clip's youtube_id: list archives by URL alone, and "
+            "give this file as annotations"
+        )
+    if fields.get("youtube_id") and fields.get("time_start"):
+        row = replace(_from_annotation(fields, where), url=row.url, kind=row.kind)
+    return replace(row, label=fields.get("label") or None, split=fields.get("split") or None)
+
+
+def _read_annotations(path: Path) -> Iterator[_Source | SourceError]:
     for where, fields in _records(path, _read_lines(path)):
-        yield _from_annotation(fields, where)
+        yield _tried(_from_annotation, fields, where)
 
 
-def _records(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def _records(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, str] | SourceError]]:
     """``(place, {column: value})`` of each line of a csv; the column names may be missing in an annotation file."""
     reader = csv.reader(lines, strict=True)
     columns: list[str] = []
@@ -169,10 +199,12 @@ def _records(path: Path, lines: list[str]) -> Iterator[tuple[str, dict[str, str]
                     continue
                 columns = list(_ANNOTATION_COLUMNS[: len(values)])
                 if len(values) < 4 or not _YOUTUBE_ID.fullmatch(values[1]):
-                    raise SourceError(f"{where}: no column is named 'url' or 'youtube_id'")
-            if len(values) != len(columns):
-                raise SourceError(f"{where}: {len(values)} fields, expected {len(columns)} ({', '.join(columns)})")
-            yield where, dict(zip(columns, values, strict=True))
+                    raise SourceError(f"{where}: no column is named 'url' or 'youtube_id'; commas are between columns")
+            if len(values) == len(columns):
+                yield where, dict(zip(columns, values, strict=True))
+            else:
+                wrong = f"{len(values)} fields, expected {len(columns)} ({', '.join(columns)})"
+                yield where, SourceError(f"{where}: {wrong}")
     except csv.Error as exc:
         raise SourceError(f"{path}, line {reader.line_num}: {exc}") from exc
 
@@ -199,7 +231,10 @@ def _from_url(text: str, where: str) -> _Source:
     except (ValueError, TypeError) as exc:
         raise SourceError(f"{where}: not a URL") from exc
     if url.scheme not in ("http", "https") or not url.host or re.search(r"\s", url.host):
-        raise SourceError(f"{where}: not an http or https URL")
+        mend = ""
+        if url.scheme in ("", "file"):
+            mend = "; serve the folder of your own files (`python -m http.server`), and give allow_private_hosts"
+        raise SourceError(f"{where}: not an http or https URL{mend}")
     if url.host in YOUTUBE_HOSTS:
         youtube_id = url.query.get("v") or url.name
         if not _YOUTUBE_ID.fullmatch(youtube_id):

@@ -155,6 +155,22 @@ def test_malformed_lines_name_file_and_line(tmp_path: Path, name: str, text: str
     assert says in str(caught.value)
 
 
+def test_malformed_lines_are_named_together(tmp_path: Path) -> None:
+    path = write(tmp_path, "k.csv", "url\nhttps://h/a.mp4\n/data/a.mp4\na,b\nftp://h/a.mp4\n" + "x\n" * 20)
+    with pytest.raises(SourceError) as caught:
+        read_sources(path)
+    lines = str(caught.value).splitlines()
+    assert [line.rpartition("line ")[2][:1] for line in lines[:3]] == ["3", "4", "5"]
+    assert "http.server" in lines[0]
+    assert (len(lines), lines[-1]) == (11, "and 13 lines more")
+
+
+def test_annotations_that_name_no_clip_are_told(tmp_path: Path) -> None:
+    annotations = write(tmp_path, "k.csv", K400)
+    with pytest.warns(UserWarning, match=r"names none of the 1 clips of the list of URLs: .*\{youtube_id\}"):
+        read_sources(["https://h/a.mp4"], annotations=annotations)
+
+
 def test_malformed_lists() -> None:
     with pytest.raises(SourceError, match=r"sources\[1\]: not an http or https URL"):
         read_sources(["https://h/a.mp4", "file:///etc/passwd"])
