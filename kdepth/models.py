@@ -170,6 +170,11 @@ def load_model(
     _check_kind(depth_kind)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as exc:  # of a build without CUDA
+        there = "cpu and cuda" if torch.cuda.is_available() else "cpu"
+        raise ValueError(f"device={device!r} is not there: this machine has {there}") from exc
     if threads is not None:
         torch.set_num_threads(threads)
     if str(name) == "small":

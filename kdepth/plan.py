@@ -169,7 +169,8 @@ def pending(
     kinds = set(pc.unique(plan["kind"]).to_pylist())
     if "annotation" in kinds and "archive" not in kinds:  # nothing left to look the annotations up for
         plan = plan.filter(pc.not_equal(plan["kind"], "annotation"))
-    asked = {"height": height, "model": identity, "frames": frames, "retry_failed": retry_failed}
+    asked = {"height": height, "model": identity, "frames": frames, "depth_kind": depth_kind}
+    asked["retry_failed"] = retry_failed
     metadata = {PARAMETERS_KEY: json.dumps(asked), STAY_FAILED_KEY: str(num_stay_failed)}
     return plan.replace_schema_metadata(metadata)
 

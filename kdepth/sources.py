@@ -88,7 +88,7 @@ def read_sources(
         )
     entries = [_with_annotation(row, annotated.get(row.clip_id)) for row in rows.values()]
     if sample_seed is not None:
-        random.Random(sample_seed).shuffle(entries)
+        random.Random(int(sample_seed)).shuffle(entries)
     if limit:
         entries = _limited(entries, limit)
     lookups = [replace(row, kind="annotation", url=None) for row in annotated.values() if row.clip_id not in rows]

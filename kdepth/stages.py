@@ -175,7 +175,7 @@ def estimate_depth(
             networks one that uses all cores.
 
     Raises:
-        ValueError: `frames` is not one of the allowed values, or `depth_kind` can't be.
+        ValueError: `frames` is not one of the allowed values, `depth_kind` can't be, or there is no such `device`.
         DepthError: The model can't be had, or needs `depth_kind`.
     """
     frames = frames_name(frames)
@@ -183,6 +183,8 @@ def estimate_depth(
     identity = model_identity(model, depth_kind=depth_kind)  # fails here, in the notebook, not in a worker
     resources = ray.cluster_resources()
     gpus = 0 if device == "cpu" else int(resources.get("GPU", 0))
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not gpus):
+        raise ValueError(f'device={device!r}: must be "auto", "cpu" or, in a cluster with {gpus} GPUs, "cuda"')
     cpus = max(1, int(resources.get("CPU", 1)))
     size, share = _actors(cpus, gpus, concurrency, small=model == "small")
     threads = max(1, cpus // size)

@@ -467,6 +467,8 @@ def test_other_arrays_are_refused(frames: Any, checkpoints: Path) -> None:
 def test_options_that_can_t_be(checkpoints: Path) -> None:
     with pytest.raises(ValueError, match="dtype='int8'"):
         load_model(checkpoints / "glpn", dtype="int8")
+    with pytest.raises(ValueError, match="device='gpu' is not there: this machine has cpu"):
+        load_model("small", device="gpu")
     with pytest.raises(ValueError, match="focal_length_px=-1"):
         load(checkpoints, "depth-pro").estimate(make_frames(1, 90, 160), focal_length_px=-1)
 

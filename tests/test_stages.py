@@ -386,6 +386,9 @@ def test_what_can_not_be_is_found_before_anything_runs(ray_cluster: None, tmp_pa
             kdepth.transcode(clips, tmp_path, height=height)
     with pytest.raises(ValueError, match="the embedded model is relative"):
         kdepth.estimate_depth(clips, tmp_path, depth_kind="metric")
+    for device in ("gpu", *(["cuda"] if not ray.cluster_resources().get("GPU") else [])):
+        with pytest.raises(ValueError, match=f"device='{device}': must be"):
+            kdepth.estimate_depth(clips, tmp_path, device=device)
     with pytest.raises(ValueError, match="the embedded model is relative"):
         kdepth.pending(kdepth.read_sources(["http://127.0.0.1:9/a.mp4"]), tmp_path, depth_kind="metric")
 
