@@ -100,6 +100,8 @@ def load_apple_weights(path: Path, config: Any) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as exc:
         raise DepthError(f"{path} can't be read as PyTorch weights: {exc}") from exc
+    if not isinstance(weights, dict):
+        raise DepthError(f"{path} is not Apple's depth_pro.pt: it holds a {type(weights).__name__}")
     keys = apple_keys(config.patch_model_config.num_hidden_layers)
     for problem, names in (("lacks", keys.keys() - weights.keys()), ("has unknown", weights.keys() - keys.keys())):
         if names:

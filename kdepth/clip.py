@@ -128,7 +128,7 @@ class Clip:
             return {index: float(f / s) for index, f, s in zip(self._depth_frames, focal, steady, strict=True)}
         rgb = read_frames(self._open("video"), lambda index, time_seconds: index in self._depth_frames)
         pairs = (
-            (frame.index, steady_grey(frame.rgb), sampled(depth))
+            (frame.index, frame.time_seconds, steady_grey(frame.rgb), sampled(depth))
             for frame, depth in zip(rgb, read_depth(self._open("depth")), strict=True)
         )
         return dict(zip(self._depth_frames, stabilising_scales(pairs).tolist(), strict=True))

@@ -44,12 +44,13 @@ def load(path: Path, config: Config, kind: DepthKind, device: str, dtype: str) -
         pixels = prepare(frames, processing)
         if 0 in pixels.shape:
             raise DepthError(f"{path.name} can't take frames as small as {width}x{height}")
-        output = network(pixel_values=pixels.to(number)).predicted_depth.float()
-        output = finish(output[:, None], (height, width), processing)[:, 0]
-        # Bicubic resizing overshoots at edges: below zero, too.
+        found = network(pixel_values=pixels.to(number)).predicted_depth.float()[:, None]
+        output = finish(found, (height, width), processing)[:, 0]
+        # Bicubic resizing overshoots at edges, below zero, too: of metres the inverse would be thousands.
         if kind == "relative":
             return output.clamp(min=0), None, None
-        return 1 / output.clamp(MIN_METRES, MAX_METRES), None, None
+        nearest, farthest = found.flatten(1).clamp(MIN_METRES, MAX_METRES).aminmax(dim=1)
+        return 1 / output.clamp(nearest[:, None, None], farthest[:, None, None]), None, None
 
     return predict, 4 if device == "cpu" else 16
 
@@ -59,10 +60,18 @@ def choose_dtype(device: str, dtype: str, *, on_gpu: torch.dtype = torch.bfloat1
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     if device.startswith("cuda"):
-        return on_gpu if torch.cuda.is_bf16_supported() else torch.float16
-    # Two to six times as fast where the processor has instructions for it, slower elsewhere. The names are private.
-    bf16 = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return torch.bfloat16 if device == "cpu" and bf16 else torch.float32
+        return on_gpu if has_bfloat16(device) else torch.float16
+    # Two to six times as fast where the processor has instructions for it, slower elsewhere.
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether the hardware computes in bfloat16 (AMX, AVX512-BF16; NVIDIA's GPUs from Ampere on)."""
+    if device.startswith("cuda"):
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private in torch 2.8, hence the guard
+    return device == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def load_network(
@@ -166,6 +175,8 @@ def _read_processing(path: Path, family: str) -> Config:
     file = path / "preprocessor_config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as exc:
         raise DepthError(f"{file} can't be read ({exc}); without it the network's input is unknown") from exc
     processor = _PROCESSOR_OF[family]
@@ -175,8 +186,14 @@ def _read_processing(path: Path, family: str) -> Config:
     processing = _DEFAULTS[processor] | {key: value for key, value in config.items() if value is not None}
     if isinstance(processing.get("size"), int):
         processing["size"] = {"height": processing["size"], "width": processing["size"]}
-    if processing["resample"] not in _MODES:
-        raise DepthError(f"{file}: resample={processing['resample']} is not supported")
+    known = {
+        "resample": processing["resample"] in _MODES,
+        "size": processor == "GLPN" or set(processing["size"]) == {"height", "width"},
+        "do_center_crop": not processing.get("do_center_crop"),
+    }
+    for name, is_known in known.items():
+        if not is_known:
+            raise DepthError(f"{file}: {name}={processing[name]} is not supported")
     return processing
 
 
@@ -276,6 +293,8 @@ def _prepare_zoedepth(frames: Tensor, processing: Config) -> Tensor:
     pixels = frames.float() * processing["rescale_factor"] if processing["do_rescale"] else frames.float()
     if processing["do_pad"]:
         vertical, horizontal = (_zoedepth_padding(side) for side in frames.shape[2:])
+        if vertical >= frames.shape[2] or horizontal >= frames.shape[3]:  # more than there is to reflect
+            return frames[:, :, :0]
         pixels = F.pad(pixels, (horizontal, horizontal, vertical, vertical), mode="reflect")
     if processing["do_resize"]:
         size, mode = _target_size(pixels, processing), _MODES[processing["resample"]]

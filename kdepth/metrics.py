@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from kdepth.cards import card, rgb_and_depth
 from kdepth.clip import Clip
-from kdepth.models import DepthModel, load_model
+from kdepth.models import DepthModel, load_model, model_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Agreement:
     """Agreement of an estimate with a reference, both inverse depth of the same pixels.
 
     Attributes:
-        abs_rel: Mean of ``|a * estimate + b - reference| / reference`` after the best scale and shift (0: equal).
+        abs_rel: Mean of ``|a * estimate + b - reference| / reference`` after the best scale and shift (0: equal); of
+            inverse depth, where papers mostly give it of depth.
         rank_correlation: Spearman's: 1 where the order of all pixels is the same, -1 where near and far are exchanged.
         scale: The ``a`` of that fit; negative if near and far are exchanged.
         shift: Its ``b``.
@@ -81,11 +83,12 @@ def compare_models(
         raise ValueError("models must be a list of at least two")
     clip._check_has("video")
     rgb = clip.frame(clip.row["num_frames"] // 2 if index is None else index)
+    names = [one.identity if isinstance(one, DepthModel) else model_identity(one) for one in models]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"models: {', '.join(twice)} is there twice")
     found: dict[str, NDArray[np.float32]] = {}
     for one in models:
         model = one if isinstance(one, DepthModel) else load_model(one)
-        if model.identity in found:
-            raise ValueError(f"models: {model.identity} is there twice")
         found[model.identity] = model.estimate(rgb[None]).inverse_depth[0]
         del model
     first, *others = found
@@ -97,8 +100,8 @@ def agreement(estimate: NDArray[Any], reference: NDArray[Any]) -> Agreement:
 
     Scale and shift are the least-squares fit in inverse depth (Ranftl et al. 2020, "Towards Robust Monocular Depth
     Estimation", section 4): what a relative model leaves open. Pixels where either is not finite, or the reference not
-    positive (no measurement), don't count; nor, for `abs_rel` alone, those below a thousandth of the reference's
-    maximum, where a relative error has no meaning.
+    positive (no measurement), don't count; nor, for `abs_rel` alone, those below a thousandth of what is near in the
+    reference (its 99th percentile), where a relative error has no meaning.
 
     Args:
         estimate: Inverse depth.
@@ -116,7 +119,7 @@ def agreement(estimate: NDArray[Any], reference: NDArray[Any]) -> Agreement:
     spread = np.mean((x - x.mean()) ** 2)
     scale = float(np.mean((x - x.mean()) * (y - y.mean())) / spread) if spread > 0 else 0.0
     shift = float(y.mean() - scale * x.mean())
-    counted = y >= 1e-3 * y.max()
+    counted = y >= 1e-3 * np.percentile(y, 99)
     abs_rel = float(np.mean(np.abs(scale * x + shift - y)[counted] / y[counted]))
     return Agreement(abs_rel, rank_correlation(x, y), scale, shift)
 
@@ -125,10 +128,13 @@ def rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> float:
     """Spearman's rank correlation of two arrays of the same shape, equal values at their mean rank.
 
     Returns:
-        In [-1, 1]; 1: the same order. NaN if one of them is constant.
+        In [-1, 1]; 1: the same order. Of pixels where both are finite; NaN if one of them is constant.
     """
+    valid = np.isfinite(a) & np.isfinite(b)
+    if not valid.any():
+        return float("nan")
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+        return float(np.corrcoef(_ranks(a[valid]), _ranks(b[valid]))[0, 1])
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:

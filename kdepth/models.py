@@ -103,10 +103,12 @@ class DepthModel:
 
         Raises:
             ValueError: Frames of another shape or type, or a focal length that is not positive.
-            DepthError: The network gave values that are not finite.
+            DepthError: The network gave values that are not finite, or a focal length that can't be.
         """
         import torch
 
+        if not isinstance(frames, np.ndarray):
+            raise ValueError(f"frames must be a NumPy array, uint8 (N, H, W, 3), not a {type(frames).__name__}")
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
             raise ValueError(f"frames must be uint8 (N, H, W, 3) with N >= 1, not {frames.dtype} {frames.shape}")
         if focal_length_px is not None and not 0 < focal_length_px < float("inf"):
@@ -131,6 +133,8 @@ class DepthModel:
                 inverse_depths.append(found)
                 if focal is not None:
                     focal_lengths.append(focal.float().cpu().numpy())
+                    if not ((focal_lengths[-1] > 0) & (focal_lengths[-1] < np.inf)).all():
+                        raise DepthError(f"{self.identity} gave a focal length of {focal_lengths[-1]} px")
         inverse_depth = inverse_depths[0] if len(inverse_depths) == 1 else np.concatenate(inverse_depths)
         return ClipDepth(inverse_depth, np.concatenate(focal_lengths) if focal_lengths else None, memory)
 
@@ -153,7 +157,8 @@ def load_model(
             Apple's own ``depth_pro.pt``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"``: a GPU if there is one.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; ``"auto"``: what is fast on the device. The last layers and
-            everything after them is float32 in any case.
+            everything after them is float32 in any case. (On a GPU torch rounds the factors of float32 convolutions to
+            TF32 unless ``torch.backends.cudnn.allow_tf32 = False``.)
         revision: Branch, tag or commit of a checkpoint on the hub; default: what the cache holds, else the newest.
         depth_kind: What a DPT checkpoint gives, which it does not say itself: ``"relative"`` (MiDaS) or ``"metric"``.
         threads: Threads that torch uses in this process; default: unchanged.
@@ -171,11 +176,13 @@ def load_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as exc:  # of a build without CUDA
+        device = "cpu" if torch.empty(0, device=device).device.type == "cpu" else str(device)
+    except (RuntimeError, AssertionError) as exc:  # the latter of a build without CUDA
         there = "cpu and cuda" if torch.cuda.is_available() else "cpu"
         raise ValueError(f"device={device!r} is not there: this machine has {there}") from exc
     if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads={threads} must be at least 1")
         torch.set_num_threads(threads)
     if str(name) == "small":
         _check_small_kind(depth_kind)
@@ -185,7 +192,8 @@ def load_model(
 
     checkpoint = _find_checkpoint(name, revision, download=True)
     kind = checkpoint.kind_as(depth_kind)
-    predict, batch_size = families.load(checkpoint.path, checkpoint.config, kind, device, dtype)
+    with torch.random.fork_rng(devices=[]):  # what follows is measured on random numbers
+        predict, batch_size = families.load(checkpoint.path, checkpoint.config, kind, device, dtype)
     return DepthModel(
         predict,
         kind=kind,

@@ -174,7 +174,7 @@ def point_cloud(clip: Clip, index: int, *, ax: Axes3D | None = None, num_points:
     chosen = np.random.default_rng(0).permutation(len(u))[:num_points]
     u, v = u[chosen], v[chosen]
     z = 1 / inverse_depth[v, u]
-    x, y = (u - width / 2) * z / focal, (v - height / 2) * z / focal
+    x, y = (u + 0.5 - width / 2) * z / focal, (v + 0.5 - height / 2) * z / focal  # through the pixels' centres
     if ax is None:
         figure = plt.figure(figsize=(8, 5))
         # matplotlib's own margins would be half the picture

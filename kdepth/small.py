@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdepth.errors import DepthError
-from kdepth.families import resize_uint8
+from kdepth.families import has_bfloat16, resize_uint8
 
 WEIGHTS_PATH = Path(__file__).parent / "data" / "small.safetensors"
 WEIGHTS_SHA256 = "176416514ec5c15326c848a1adc1f6f5ec2543b87c7078d81a001bdd798f1714"
@@ -361,11 +361,8 @@ def upsample(values: Tensor, guide: Tensor, picture: Tensor, *, tolerance: float
 
 
 def fast_dtype(device: str = "cpu") -> torch.dtype:
-    """bfloat16 where the hardware computes it (AMX, AVX512-BF16, recent GPUs), else float32."""
-    if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private in torch 2.8, hence the guard
-    return torch.bfloat16 if device == "cpu" and any(getattr(torch.cpu, n, bool)() for n in names) else torch.float32
+    """bfloat16 where the hardware computes it, else float32."""
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def load_small(device: str = "cpu", dtype: torch.dtype | None = None) -> SmallNetwork:

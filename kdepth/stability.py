@@ -17,8 +17,10 @@ _STRIDE = 8
 _STEADY_GREY_LEVELS = 4
 # Two pictures that have nothing to do with each other agree so well in about 5 to 10 % of their pixels.
 _MIN_STEADY = 0.15
-# Nothing that looks the same comes 2 % nearer within a frame's time: beyond it is the model's doing.
+# Nothing that looks the same comes 2 % nearer from one frame to the next, or half as near again within a second where
+# frames are rare: beyond it is the model's doing.
 _JUMP = 0.02
+_JUMP_A_SECOND = 0.5
 
 
 def sampled(inverse_depth: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -70,32 +72,32 @@ def _steady_pair(
 
 
 def stabilising_scales(
-    frames: Iterable[tuple[int, NDArray[np.int16], NDArray[np.float32]]],
+    frames: Iterable[tuple[int, float, NDArray[np.int16], NDArray[np.float32]]],
 ) -> NDArray[np.float64]:
     """For each frame of a clip the scale that takes back the jumps before it.
 
-    Where a frame's scale jumps by more than 2 % (see `scale_jump`), the median ratio is divided out of it and of all
-    frames that follow. What is steady stays as it is; a frame that has too little in common with the one before, or is
-    not its neighbour, keeps that one's scale. (A shift is not fitted: fits with one, chained over hundreds of frames,
-    lose the scale.)
+    Where a frame's scale jumps by more than 2 % (see `scale_jump`; 50 % a second where there are fewer than 25 frames
+    in one), the median ratio is divided out of it and of all frames that follow. What is steady stays as it is; a frame
+    that has too little in common with the one before, or is not its neighbour, keeps that one's scale. (A shift is not
+    fitted: fits with one, chained over hundreds of frames, lose the scale.)
 
     Args:
-        frames: Number, `steady_grey` and `sampled` of each frame, in order.
+        frames: Number, time in s, `steady_grey` and `sampled` of each frame, in order.
 
     Returns:
         ``(N,)``: a frame's stable inverse depth is ``scale * inverse_depth``.
     """
     scales: list[float] = []
-    last: tuple[int, NDArray[np.int16], NDArray[np.float32]] | None = None
+    last: tuple[int, float, NDArray[np.int16], NDArray[np.float32]] | None = None
     scale = 1.0
-    for index, grey, depth in frames:
-        pair = _steady_pair(*last[1:], grey, depth) if last is not None and last[0] == index - 1 else None
-        if pair is not None:
-            ratio = float(np.median(pair[1] / pair[0]))
-            if abs(np.log(ratio)) > _JUMP:
+    for index, time_seconds, grey, depth in frames:
+        if last is not None and last[0] == index - 1:
+            pair = _steady_pair(*last[2:], grey, depth)
+            ratio = 1.0 if pair is None else float(np.median(pair[1] / pair[0]))
+            if abs(np.log(ratio)) > max(_JUMP, _JUMP_A_SECOND * (time_seconds - last[1])):
                 scale /= ratio
         scales.append(scale)
-        last = index, grey, depth
+        last = index, time_seconds, grey, depth
     return np.array(scales)
 
 

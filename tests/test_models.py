@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -74,8 +75,13 @@ def make_frames(num_frames: int, height: int, width: int) -> NDArray[np.uint8]:
     return frames.round().astype(np.uint8)
 
 
-def reference(folder: Path, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """What transformers documents: processor, network, post-processing. Its own output, not inverted."""
+def reference(
+    folder: Path, frames: NDArray[np.uint8], kind: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """What transformers documents: processor, network, post-processing. Its own output, not inverted.
+
+    But metres are kept within what the network gave: bicubic resizing overshoots.
+    """
     pytest.importorskip("torchvision", reason="the reference processors need it; it is in the test group")
     from transformers import AutoImageProcessor
 
@@ -88,6 +94,9 @@ def reference(folder: Path, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float
     results = processor.post_process_depth_estimation(outputs, **{argument: sizes})
     focal_lengths = [result.get("focal_length") for result in results]
     depth = torch.stack([result["predicted_depth"] for result in results]).numpy()
+    if kind == "metric" and focal_lengths[0] is None:
+        found = outputs.predicted_depth.flatten(1).numpy()
+        depth = depth.clip(found.min(1)[:, None, None], found.max(1)[:, None, None])
     return depth, None if focal_lengths[0] is None else torch.stack(focal_lengths).numpy()
 
 
@@ -102,7 +111,7 @@ def test_float32_equals_the_reference(name: str, size: tuple[int, int], checkpoi
     frames = make_frames(2, *size)
     model = load(checkpoints, name)
     estimate = model.estimate(frames)
-    depth, focal_length_px = reference(checkpoints / name, frames)
+    depth, focal_length_px = reference(checkpoints / name, frames, model.kind)
     expected = 1 / depth.clip(1e-4, 1e4) if model.kind == "metric" else depth.clip(0)
     assert model.kind == FAMILIES[name].kind
     assert estimate.inverse_depth.dtype == np.float32
@@ -218,9 +227,18 @@ def test_unknown_families_are_refused(config: dict[str, Any], message: str, tmp_
 
 def test_another_processor_is_refused(checkpoints: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoints / "glpn", tmp_path / "glpn")
-    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "BitImageProcessor"}')
-    with pytest.raises(DepthError, match="BitImageProcessor"):
-        load_model(folder, device="cpu")
+    for content, says in (
+        ('{"image_processor_type": "BitImageProcessor"}', "BitImageProcessor"),
+        ("[]", "not a JSON object"),
+        ('{"do_center_crop": true}', "do_center_crop=True is not supported"),
+    ):
+        (folder / "preprocessor_config.json").write_text(content)
+        with pytest.raises(DepthError, match=says):
+            load_model(folder, device="cpu")
+    other = shutil.copytree(checkpoints / "depth-anything", tmp_path / "other")
+    (other / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 56}}')
+    with pytest.raises(DepthError, match=r"size=\{'shortest_edge': 56\} is not supported"):
+        load_model(other, device="cpu")
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(DepthError, match=r"preprocessor_config\.json can't be read"):
         load_model(folder, device="cpu")
@@ -260,7 +278,7 @@ def test_depth_pro_whose_features_are_narrower_than_its_decoder(tmp_path: Path) 
     config = tiny_checkpoints.depth_pro_config(scaled_images_feature_dims=[32, 8, 16])
     tiny_checkpoints.save_checkpoint(tmp_path, config)
     frames = make_frames(1, 90, 160)
-    depth, _ = reference(tmp_path, frames)
+    depth, _ = reference(tmp_path, frames, "metric")
     found = load_model(tmp_path, device="cpu", dtype="float32").estimate(frames).inverse_depth
     np.testing.assert_allclose(found, 1 / depth.clip(1e-4, 1e4), rtol=1e-4)
 
@@ -464,11 +482,38 @@ def test_other_arrays_are_refused(frames: Any, checkpoints: Path) -> None:
         load(checkpoints, "depth-anything").estimate(frames)
 
 
+@pytest.mark.parametrize("what", [[make_frames(1, 90, 160)[0]], torch.zeros(1, 90, 160, 3, dtype=torch.uint8)])
+def test_what_is_no_array_is_refused(what: Any) -> None:
+    with pytest.raises(ValueError, match=f"must be a NumPy array.* not a {type(what).__name__}"):
+        load_model("small").estimate(what)
+
+
+@pytest.mark.parametrize("name", ["depth-anything-metric", "zoedepth", "glpn", "dpt-metric"])
+def test_silhouettes_stay_within_the_range_of_the_network(
+    name: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Step(torch.nn.Module):
+        """Something 4 m away before a background of 70 m, in one frame; the other is all at 9 m."""
+
+        def forward(self, pixel_values: torch.Tensor) -> Any:
+            metres = torch.full((2, *pixel_values.shape[2:]), 70.0)
+            metres[0, 20:, 20:] = 4.0
+            metres[1] = 9.0
+            return SimpleNamespace(predicted_depth=metres)
+
+    monkeypatch.setattr(families, "load_network", lambda *_: Step())
+    inverse = load(checkpoints, name).estimate(make_frames(2, 360, 640)).inverse_depth
+    np.testing.assert_allclose([inverse[0].min(), inverse[0].max()], [1 / 70, 1 / 4], rtol=1e-5)
+    np.testing.assert_allclose(inverse[1], 1 / 9, rtol=1e-5)
+
+
 def test_options_that_can_t_be(checkpoints: Path) -> None:
     with pytest.raises(ValueError, match="dtype='int8'"):
         load_model(checkpoints / "glpn", dtype="int8")
     with pytest.raises(ValueError, match="device='gpu' is not there: this machine has cpu"):
         load_model("small", device="gpu")
+    with pytest.raises(ValueError, match="threads=0"):
+        load_model("small", threads=0)
     with pytest.raises(ValueError, match="focal_length_px=-1"):
         load(checkpoints, "depth-pro").estimate(make_frames(1, 90, 160), focal_length_px=-1)
 

@@ -39,8 +39,8 @@ def moving_scene(random_generator: np.random.Generator, num_frames: int = 40) ->
     return frames
 
 
-def scales_of(frames: list[tuple[np.ndarray, np.ndarray]], step: int = 1) -> np.ndarray:
-    return stabilising_scales((step * k, grey, depth) for k, (grey, depth) in enumerate(frames))
+def scales_of(frames: list[tuple[np.ndarray, np.ndarray]], step: int = 1, fps: float = 25) -> np.ndarray:
+    return stabilising_scales((step * k, k / fps, grey, depth) for k, (grey, depth) in enumerate(frames))
 
 
 def mean_jump(frames: list[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -67,6 +67,14 @@ def test_the_scale_is_not_lost_over_a_long_clip_that_flickers(random_generator: 
         noisy.append((np.zeros_like(grey), (depth * noise).astype(np.float32)))
     scales = scales_of(noisy)
     assert 0.5 < scales.min() <= scales.max() < 2
+
+
+def test_what_comes_nearer_is_no_jump_where_frames_are_rare() -> None:
+    # A plain wall, to which the camera goes from 6 m to 3 m at 1 m/s: 10 frames/s.
+    wall = np.zeros((90, 160), np.int16)
+    frames = [(wall, np.full(wall.shape, 1 / (6 - k / 10), np.float32)) for k in range(31)]
+    assert np.array_equal(scales_of(frames, fps=10), np.ones(31))
+    assert scales_of(frames, fps=100).min() < 0.9
 
 
 def test_what_is_steady_stays_as_it_is(random_generator: np.random.Generator) -> None:
