@@ -13,6 +13,7 @@ import json
 import os
 import re
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from kdepth.addresses import public_url
 from kdepth.errors import ArchiveError, DownloadError
 from kdepth.growing import GrowingFile, RestartedError, StoppedError
 from kdepth.members import READ_ERRORS, Entry, MemberError, not_an_archive, read_members
-from kdepth.schema import ARCHIVE_SUFFIXES, clip_id_for
+from kdepth.schema import ARCHIVE_SUFFIXES, clip_id_for, lasting_url
 from kdepth.transfer import Transfer
 
 _CHUNK_BYTES = 2**20
@@ -75,7 +76,8 @@ async def read_archive(
         twice comes once; members without a video suffix and AppleDouble files (``._name.mp4``) are passed over.
 
     Raises:
-        ArchiveError: The archive is damaged or no archive; after all that was whole before the place was given.
+        ArchiveError: The archive is damaged or no archive, after all that was whole before the place was given; or no
+            file in it has the name of a video.
         DownloadError: Another of its subclasses; as `fetch`.
     """
     path = archive_path(url, root)
@@ -118,7 +120,8 @@ async def read_archive(
                 if damaged or not reader.complete:
                     download.cancel()
                 await asyncio.wait([download])
-            if damaged:  # another try has to start from the server's bytes
+            # Another try after damage has to start from the server's bytes.
+            if damaged or (not keep and reader.has_enough):
                 transfer.forget()
                 path.unlink(missing_ok=True)
     if download is not None and not download.cancelled():
@@ -139,11 +142,15 @@ def read_index(path: Path) -> list[str] | None:
 
 
 def archive_path(url: str, root: Path) -> Path:
-    """Where the archive lies: ``<root>/archives/<harmless stem>_<10 hex digits of SHA-256(url)><suffix>``."""
+    """Where the archive lies: ``<root>/archives/<harmless stem>_<10 hex digits of SHA-256(lasting_url)><suffix>``."""
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     suffix = next((suffix for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix)), "")
     stem = re.sub(r"[^A-Za-z0-9-]+", "_", name[: len(name) - len(suffix)]).strip("_")[:60] or "archive"
-    return root / "archives" / f"{stem}_{hashlib.sha256(url.encode()).hexdigest()[:10]}{suffix}"
+    return root / "archives" / f"{stem}_{_digest(url)}{suffix}"
+
+
+def _digest(url: str) -> str:
+    return hashlib.sha256(lasting_url(url).encode()).hexdigest()[:10]
 
 
 def index_name(url: str) -> str:
@@ -165,9 +172,9 @@ class _ArchiveReader:
         self, url: str, root: Path, skip: frozenset[str], max_clips: int | None, max_member_bytes: int
     ) -> None:
         self.names: list[str] = []
-        self.complete = False
+        self.complete = self.has_enough = False
         self._url, self._public_url, self._raw = url, public_url(url), root / "raw"
-        self._digest = hashlib.sha256(url.encode()).hexdigest()[:10]
+        self._digest = _digest(url)
         self._skip, self._max_clips, self._max_member_bytes = skip, max_clips, max_member_bytes
         self._done: set[str] = set()
 
@@ -175,10 +182,10 @@ class _ArchiveReader:
         self._raw.mkdir(parents=True, exist_ok=True)
         num_given = 0
         while True:
-            self.names, seen = [], set[str]()
+            self.names, seen, passed_over = [], set[str](), Counter[str]()
             try:
                 with file.opened():
-                    for entry in read_members(file):
+                    for entry in read_members(file, passed_over):
                         clip_id = clip_id_for(self._url, entry.name)
                         if clip_id in seen:
                             continue
@@ -191,7 +198,14 @@ class _ArchiveReader:
                         yield item
                         num_given += 1
                         if num_given == self._max_clips:
+                            self.has_enough = True
                             return
+                if not self.names and passed_over.total():
+                    suffixes = ", ".join(
+                        f"{count} x {suffix or 'none'}" for suffix, count in passed_over.most_common(5)
+                    )
+                    reason = f"no file in it has the name of a video; their suffixes are: {suffixes}"
+                    raise ArchiveError(self._public_url, reason)
                 self.complete = True
                 return
             except RestartedError:

@@ -104,7 +104,7 @@ def can_encode(arguments: tuple[str, ...]) -> bool:
 
 
 @cache
-def _launcher() -> tuple[str, ...]:
+def launcher() -> tuple[str, ...]:
     """What makes a child die with its parent, even if that is killed; nothing where there is none (macOS, busybox).
 
     Not by `preexec_fn`: that runs Python in a fork of a process full of threads. Without a launcher an orphan ends at
@@ -158,7 +158,7 @@ def run_ffmpeg(
         raise UnsupportedMediaError(str(source), None, "not a regular file")
     if source.stat().st_size == 0:
         raise DamagedMediaError(str(source), None, "the file is empty")
-    command = [*_launcher(), ffmpeg_path(), "-nostdin", "-hide_banner", "-nostats", "-filter_threads", str(threads)]
+    command = [*launcher(), ffmpeg_path(), "-nostdin", "-hide_banner", "-nostats", "-filter_threads", str(threads)]
     command += ["-max_alloc", str(_MAX_ALLOCATION_BYTES), *arguments]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     # Each malloc arena takes 64 MB of address space.

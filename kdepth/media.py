@@ -29,12 +29,13 @@ class MediaInfo:
         rotation_deg: How far the picture has to be turned, counter-clockwise, in [-180, 180].
         average_fps: Frames over duration; None if unknown.
         real_fps: The lowest rate that holds all timestamps, as FFmpeg guesses it; None if unknown.
-        duration_seconds: Of the longest stream; None if unknown.
+        duration_seconds: Of the longest stream; None if unknown, or guessed (of MPEG streams, whose clock may jump).
         color_range: ``tv`` or ``pc``; None if not said.
         color_space: Matrix, such as ``bt709``; None if not said.
         color_primaries: Such as ``bt2020``; None if not said.
         color_transfer: Such as ``smpte2084`` (PQ); None if not said.
         interlaced: Whether frames are made of two fields.
+        hidden_alpha: Whether transparency lies beside the pictures, as in WebM, where not every decoder looks at it.
         audio_codec: Of the first audio stream; None if there is none.
     """
 
@@ -53,6 +54,7 @@ class MediaInfo:
     color_primaries: str | None
     color_transfer: str | None
     interlaced: bool
+    hidden_alpha: bool
     audio_codec: str | None
 
 
@@ -80,7 +82,9 @@ def _parse(source: Path, result: FfmpegResult) -> MediaInfo:
         raise failure(source, result)
     # Lines of metadata are indented deeper, so that no title can pose as a stream.
     streams = re.findall(
-        r"^  Stream #0:\d+\S*: (Video|Audio): (.*)\n((?:    .*\n)*)", log[opened.start() :], re.MULTILINE
+        r"^  Stream #0:\d+(?:\[\w+\])?(?:\(.*?\))?: (Video|Audio): (.*)\n((?:    .*\n)*)",
+        log[opened.start() :],
+        re.MULTILINE,
     )
     covers = re.compile(r"\((attached pic|timed thumbnails|still image)\)")
     video = next(
@@ -99,7 +103,6 @@ def _parse(source: Path, result: FfmpegResult) -> MediaInfo:
     matrix, primaries, transfer = _color_names(notes)
     aspect = re.search(r"SAR (\d+):(\d+)", line)
     rotation = re.search(r"display ?matrix: rotation of (-?[\d.]+) degrees", details, re.IGNORECASE)
-    duration = re.search(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)", log[opened.start() :], re.MULTILINE)
     return MediaInfo(
         container=opened[1],
         codec=codec,
@@ -110,14 +113,25 @@ def _parse(source: Path, result: FfmpegResult) -> MediaInfo:
         rotation_deg=float(rotation[1]) if rotation else 0.0,
         average_fps=_rate(line, "fps"),
         real_fps=_rate(line, "tbr"),
-        duration_seconds=int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3]) if duration else None,
+        duration_seconds=_duration_seconds(opened[1], log[opened.start() :]),
         color_range=next((note for note in notes if note in ("tv", "pc")), None),
         color_space=matrix,
         color_primaries=primaries,
         color_transfer=transfer,
+        hidden_alpha=re.search(r"^ +alpha_mode +: 1$", details, re.MULTILINE | re.IGNORECASE) is not None,
         interlaced=any(note.startswith(("top ", "bottom ")) for note in notes),
         audio_codec=next((line.split()[0].rstrip(",") for kind, line, _ in streams if kind == "Audio"), None),
     )
+
+
+def _duration_seconds(container: str, log: str) -> float | None:
+    found = re.search(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)(?:, start: (-?[\d.]+))?", log, re.MULTILINE)
+    if found is None or container in ("mpeg", "mpegts"):
+        return None
+    duration = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+    start = float(found[4] or 0)
+    # Some containers say when they end, from 0: of what was cut out of a stream that is long after it begins.
+    return duration - start if 0 < start < duration else duration
 
 
 def _unusable(source: Path, result: FfmpegResult, codec: str) -> TranscodeError:

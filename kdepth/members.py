@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import lzma
 import stat
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ _CHUNK_BYTES = 2**18
 # Videos hardly compress. What unpacks to more than this is a bomb.
 _MAX_EXPANSION = 100
 _FREE_EXPANSION_BYTES = 64 * 2**20
+# Zeros mark a tar's end; behind them another may follow (`cat`, `tar --concatenate`).
+_MOST_EMPTY_BLOCKS = 2048
 # Long names and the like precede a member in blocks that tarfile reads into memory at once.
 _MAX_EXTENDED_HEADER_BYTES = 2**20
 
@@ -56,11 +60,15 @@ class Entry:
     open: Callable[[], AbstractContextManager[IO[bytes]]]
 
 
-def read_members(file: GrowingFile) -> Iterator[Entry]:
+def read_members(file: GrowingFile, passed_over: Counter[str]) -> Iterator[Entry]:
     """The videos of a tar, a gzipped tar or a zip, in its order; the first bytes say what it is.
 
     Files without a video suffix and what macOS leaves beside files (``._name.mp4``) are passed over. A zip's table of
     contents is at its end: it has to be whole first.
+
+    Args:
+        file: The archive.
+        passed_over: Is made to count files without a video suffix, by suffix.
 
     Raises:
         READ_ERRORS: It is damaged here, or unpacks to far more than its size.
@@ -68,12 +76,13 @@ def read_members(file: GrowingFile) -> Iterator[Entry]:
     head = file.peek(HEAD_BYTES)
     if head.startswith(b"PK"):
         file.wait_until_whole()
-        yield from _zip_members(file)
+        yield from _zip_members(file, passed_over)
     elif head.startswith(b"\x1f\x8b"):
         # `read1` does not wait for more than there is.
-        yield from _tar_members(_Source(gzip.GzipFile(fileobj=file, mode="rb").read1, file))  # type: ignore[call-overload]
+        unzipped = gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[call-overload]
+        yield from _tar_members(_Source(unzipped.read1, file), passed_over)
     else:
-        yield from _tar_members(_Source(file.read, file))
+        yield from _tar_members(_Source(file.read, file), passed_over)
 
 
 def not_an_archive(head: bytes) -> str | None:
@@ -89,18 +98,25 @@ def not_an_archive(head: bytes) -> str | None:
     return None
 
 
-def _is_video_name(name: str) -> bool:
+def _is_video(name: str, is_folder: bool, passed_over: Counter[str]) -> bool:
     path = PurePosixPath(name)
-    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith("._") and "__MACOSX" not in path.parts
+    if is_folder or path.name.startswith("._") or "__MACOSX" in path.parts:
+        return False
+    passed_over[path.suffix.lower()] += path.suffix.lower() not in VIDEO_SUFFIXES
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def _tar_members(source: _Source) -> Iterator[Entry]:
-    with tarfile.open(fileobj=source, mode="r|", bufsize=_CHUNK_BYTES, tarinfo=_TarInfo) as tar:  # type: ignore[call-overload]
+def _tar_members(source: _Source, passed_over: Counter[str]) -> Iterator[Entry]:
+    class Header(_TarInfo):
+        """With a count of its own."""
+
+    options = {"mode": "r|", "bufsize": _CHUNK_BYTES, "tarinfo": Header, "ignore_zeros": True}
+    with tarfile.open(fileobj=source, **options) as tar:  # type: ignore[call-overload]
         while (info := tar.next()) is not None:
             tar.members = []  # or it keeps them all
             # Names are bytes; those that are not UTF-8 could not be stored.
             name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            if info.isdir() or not _is_video_name(name):
+            if not _is_video(name, info.isdir(), passed_over):
                 continue
             problem = None
             if not info.isreg():
@@ -121,15 +137,24 @@ def _tar_open(tar: tarfile.TarFile, info: tarfile.TarInfo) -> AbstractContextMan
 class _TarInfo(tarfile.TarInfo):
     """A header, looked at before tarfile acts on it."""
 
+    num_headers = 0
+    num_empty = 0  # blocks of zeros since the last header
+
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
             info = super().frombuf(buf, encoding, errors)
-        except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
-            raise
         except tarfile.HeaderError as exc:
+            is_end = isinstance(exc, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
+            is_empty = isinstance(exc, tarfile.EOFHeaderError)  # type: ignore[attr-defined]
+            if is_end or (is_empty and cls.num_empty < _MOST_EMPTY_BLOCKS):
+                cls.num_empty += is_empty
+                raise
+            if cls.num_empty and cls.num_headers:
+                raise tarfile.EmptyHeaderError("what follows the end mark is no tar") from exc  # type: ignore[attr-defined]
             # tarfile would take a broken header for the archive's end.
             raise tarfile.ReadError(f"broken header ({exc})") from exc
+        cls.num_headers, cls.num_empty = cls.num_headers + 1, 0
         if info.type in (b"x", b"g", b"X", b"L", b"K") and info.size > _MAX_EXTENDED_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {info.size} bytes")
         return info
@@ -154,11 +179,11 @@ class _Source:
         return data
 
 
-def _zip_members(file: GrowingFile) -> Iterator[Entry]:
+def _zip_members(file: GrowingFile, passed_over: Counter[str]) -> Iterator[Entry]:
     with zipfile.ZipFile(file.path) as archive:
         budget = _FREE_EXPANSION_BYTES + _MAX_EXPANSION * file.size()
         for info in archive.infolist():
-            if info.is_dir() or not _is_video_name(info.filename):
+            if not _is_video(info.filename, not info.filename or info.is_dir(), passed_over):
                 continue
             budget -= info.file_size
             if budget < 0:
@@ -177,6 +202,7 @@ def _zip_open(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[IO[by
         with archive.open(info) as stream:
             yield stream
     except (*READ_ERRORS, OSError) as exc:
-        if isinstance(exc, OSError) and exc.errno is not None:  # of the disk; bzip2's own have none
+        # Of the disk; bzip2's own have no number, and a place before the file's beginning is the archive's fault.
+        if isinstance(exc, OSError) and exc.errno not in (None, errno.EINVAL):
             raise
         raise MemberError(f"is damaged ({exc})") from exc

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 
@@ -24,7 +24,25 @@ VIDEO_SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in (
         *("3g2", "3gp", "asf", "avi", "f4v", "flv", "gif", "m1v", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg"),
-        *("mts", "mxf", "ogg", "ogv", "rm", "swf", "ts", "vob", "webm", "wmv"),
+        *(
+            "mts",
+            "mxf",
+            "ogg",
+            "ogv",
+            "rm",
+            "swf",
+            "ts",
+            "vob",
+            "webm",
+            "wmv",
+            "divx",
+            "dv",
+            "m2t",
+            "m2v",
+            "mpe",
+            "mpv",
+        ),
+        *("nut", "qt", "rmvb", "wtv", "y4m", "h264", "h265", "hevc", "ivf", "av1"),
     )
 )
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -116,7 +134,12 @@ SOURCE_SCHEMA = pa.schema(
     ]
 )
 
-_KINETICS_NAME = re.compile(r"(?P<youtube_id>[A-Za-z0-9_-]{11})_(?P<start>\d{6})_(?P<end>\d{6})")
+_KINETICS_NAME = re.compile(r"(?P<youtube_id>[A-Za-z0-9_-]{11})_(?P<start>[0-9]{6})_(?P<end>[0-9]{6})")
+# What signs a URL of S3, Google's or Azure's store or CloudFront, and what else is in such a URL for it.
+_SIGNATURES = frozenset({"x-amz-signature", "x-goog-signature", "signature", "sig"})
+_SIGNED = re.compile(
+    "x-(amz|goog)-.*|awsaccesskeyid|googleaccessid|signature|expires|key-pair-id|policy|sig|s[tepvr]|sk[a-z]+"
+)
 
 
 def kinetics_clip_id(youtube_id: str, time_start_seconds: float, time_end_seconds: float) -> str:
@@ -139,19 +162,31 @@ def parse_kinetics_name(stem: str) -> tuple[str, float, float] | None:
     return (match["youtube_id"], float(match["start"]), float(match["end"])) if match else None
 
 
+def lasting_url(url: str) -> str:
+    """A URL without what may be another for the same file the next time: user name, password, signature."""
+    parts = urlsplit(url)
+    query = parts.query.split("&")
+    keys = [parameter.partition("=")[0].lower() for parameter in query]
+    if not _SIGNATURES.isdisjoint(keys):
+        query = [parameter for parameter, key in zip(query, keys, strict=True) if not _SIGNED.fullmatch(key)]
+    elif "@" not in parts.netloc:
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="&".join(query)))
+
+
 def clip_id_for(url: str, member: str | None = None) -> str:
     """Name of the clip behind a URL or an archive member; the name of all its files.
 
     A Kinetics name (``{youtube_id}_{start:06d}_{end:06d}``) is kept. Any other stem is cut to 60 harmless characters
-    and followed by 10 hex digits of SHA-256 of URL and member, so that no two sources meet in one name and nothing of
-    an untrusted name reaches the file system.
+    and followed by 10 hex digits of SHA-256 of URL (`lasting_url`) and member, so that no two sources meet in one name
+    and nothing of an untrusted name reaches the file system.
     """
     name = member if member is not None else unquote(urlsplit(url).path)
     stem = PurePosixPath(name).stem
     if parse_kinetics_name(stem):
         return stem
     harmless = re.sub(r"[^A-Za-z0-9-]+", "_", stem).strip("_-")[:60] or "clip"
-    digest = hashlib.sha256(f"{url}\n{member or ''}".encode()).hexdigest()[:10]
+    digest = hashlib.sha256(f"{lasting_url(url)}\n{member or ''}".encode()).hexdigest()[:10]
     return f"{harmless}_{digest}"
 
 

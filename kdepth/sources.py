@@ -19,7 +19,7 @@ from kdepth.errors import SourceError
 from kdepth.schema import ARCHIVE_SUFFIXES, SOURCE_SCHEMA, clip_id_for, kinetics_clip_id, parse_kinetics_name
 
 _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
-YOUTUBE_HOSTS = frozenset({"youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be"})
+YOUTUBE_HOSTS = frozenset({"youtube.com", "www.youtube.com", "m.youtube.com", "music.youtube.com", "youtu.be"})
 # What an annotation file without a header line looks like.
 _MOST_ERRORS = 10  # named at once
 _ANNOTATION_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split", "is_cc")
@@ -138,8 +138,12 @@ def _with_annotation(row: _Source, found: _Source | None) -> _Source:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
+        # Not `splitlines`, for which a line ends at some characters of labels, too.
+        text = path.read_text(encoding="utf-8-sig")
+        return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
+    except UnicodeDecodeError as exc:
+        raise SourceError(f"{path} can't be read ({exc}): save it as UTF-8") from exc
+    except OSError as exc:
         raise SourceError(f"{path} can't be read: {exc}") from exc
 
 
@@ -239,7 +243,8 @@ def _from_url(text: str, where: str) -> _Source:
         youtube_id = url.query.get("v") or url.name
         if not _YOUTUBE_ID.fullmatch(youtube_id):
             raise SourceError(f"{where}: not the URL of a YouTube video")
-        return _Source(clip_id_for(str(url), youtube_id), str(url), "youtube", youtube_id)
+        watched = f"https://www.youtube.com/watch?v={youtube_id}"  # of all spellings one
+        return _Source(clip_id_for(watched, youtube_id), watched, "youtube", youtube_id)
     kind = "archive" if url.path.lower().endswith(ARCHIVE_SUFFIXES) else "video"
     clip_id = clip_id_for(str(url))
     youtube_id_and_times = parse_kinetics_name(clip_id) if kind == "video" else None

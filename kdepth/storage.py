@@ -200,8 +200,13 @@ class Root:
     def _clear(self) -> None:
         """Delete what nobody will go on with (a broken download is gone on with)."""
         files = ("raw/*.??????????.part", "360p/*.part", "depth/*.part", "archives/*.json.*.part", "*.parquet.*.part")
-        for pattern in (*files, "raw/*.lock", "archives/*.lock"):
+        for pattern in files:
             for path in self.work.glob(pattern):
                 path.unlink(missing_ok=True)
+        for pattern in ("raw/*.lock", "archives/*.lock"):
+            for path in self.work.glob(pattern):
+                with contextlib.suppress(OSError), path.open() as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a worker that lives on has it
+                    path.unlink(missing_ok=True)
         for folder in self.work.glob("raw/*.yt-dlp"):
             shutil.rmtree(folder, ignore_errors=True)

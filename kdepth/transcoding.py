@@ -39,6 +39,8 @@ _TIME_BASE = "1/120000"  # s; milliseconds and the frame times of every common r
 _KEY_FRAME_INTERVAL = 48
 _HIGH_DYNAMIC_RANGE = ("smpte2084", "arib-std-b67")  # PQ and HLG
 
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
 # Encoder -> options before the input, last filters, options of the output. In the order that "auto" prefers.
 _ENCODERS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
     "h264_nvenc": ((), "format=yuv420p", ("-preset", "p4", "-rc", "vbr", "-cq", "23", "-b:v", "0")),
@@ -122,7 +124,8 @@ def transcode_file(
     max_frames = int(max_duration_seconds * MAX_FPS)
     part = destination.with_name(f"{destination.name}.{uuid.uuid4().hex[:8]}.part")
     before, last_filters, encoder_options = _ENCODERS[encoder]
-    opening = ["-loglevel", "level+verbose", *before, *input_arguments(source, threads=threads)]
+    decoder = ("-c:v", _ALPHA_DECODERS[media.codec]) if media.hidden_alpha and media.codec in _ALPHA_DECODERS else ()
+    opening = ["-loglevel", "level+verbose", *before, *decoder, *input_arguments(source, threads=threads)]
     video = [
         *("-map", "0:V:0", "-vf", f"{_filters(media, height, fit)},{last_filters}", "-c:v", encoder, *encoder_options),
         *("-fps_mode", "vfr", "-enc_time_base", _TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
@@ -186,7 +189,7 @@ def _filters(media: MediaInfo, height: int, fit: str) -> str:
     chain = []
     if media.interlaced:
         chain.append("bwdif=mode=send_frame:deint=interlaced")
-    if re.match(r"yuva|gbrap|rgba|bgra|argb|abgr|ya8|ya16|pal8", media.pixel_format or ""):
+    if media.hidden_alpha or re.match(r"yuva|gbrap|rgba|bgra|argb|abgr|ya8|ya16|pal8", media.pixel_format or ""):
         # On black: what lies under a transparent pixel is arbitrary.
         chain.append("format=gbrap,premultiply=inplace=1")
     # dar: display aspect ratio, of the frame as it arrives here: upright, and with its pixels' shape.

@@ -34,6 +34,7 @@ from kdepth.errors import (
     NotAVideoError,
     RefusedAddressError,
 )
+from kdepth.schema import ARCHIVE_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ _MAX_DELAY_SECONDS = 60
 _MAX_RETRY_AFTER_SECONDS = 300  # a server that asks for more is not waited for
 _LOCK_SECONDS = 0.5
 _WORTH_RESUMING_BYTES = 2**20  # smaller files start over: not worth a second file beside each
+_PROGRESS_BYTES = 2**16  # a request that brought so many was no failure; some servers answer in such pieces
+_SLOW_SECONDS, _SLOW_BYTES = 60.0, 6000  # 100 bytes a second
 # After these the part that came is kept for a later call.
 _CAN_GO_ON = (HttpStatusError, IncompleteDownloadError, DownloadTimeoutError, HostUnreachableError)
 
@@ -73,13 +76,18 @@ class Fetched:
 def not_a_video(head: bytes) -> str | None:
     """What is wrong with the first bytes of a file that plainly is no video; FFmpeg judges the rest."""
     what = describe(head)
-    return f"this is {what}, not a video" if what else None
+    hint = f" (archives are known by URLs that end in {', '.join(ARCHIVE_SUFFIXES)})" if what in _ARCHIVES else ""
+    return f"this is {what}, not a video{hint}" if what else None
 
 
 def describe(head: bytes) -> str | None:
     """What the first bytes of a file say it is, if that is no video: for messages ("an HTML page")."""
     if not head:
         return "an empty file"
+    if head.startswith(b"YUV4MPEG2"):  # of dark pictures, which may look like text
+        return None
+    if head[257:262] == b"ustar":
+        return "a tar archive"
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, what in _MAGIC.items():
         if start.startswith(magic):
@@ -96,9 +104,14 @@ _MAGIC = {
     b"%pdf": "a PDF file",
     b"\x1f\x8b": "a gzip file",
     b"pk\x03\x04": "a zip file",
+    b"bzh": "a bzip2 file",
+    b"\xfd7zxz": "an xz file",
+    b"7z\xbc\xaf": "a 7z file",
+    b"rar!": "a RAR file",
     b"\xff\xd8\xff": "a JPEG picture",
     b"\x89png": "a PNG picture",
 }
+_ARCHIVES = ("a gzip file", "a zip file", "a tar archive", "a bzip2 file", "an xz file", "a 7z file", "a RAR file")
 
 
 class Transfer:
@@ -136,6 +149,7 @@ class Transfer:
         self._what_is_wrong, self._refusal, self._on_bytes = what_is_wrong, refusal, on_bytes
         self._state = self.part.with_name(self.part.name + ".json")
         self._validator: str | None = None
+        self._etag = ""
         self._sha256 = hashlib.sha256()
         self._head = b""
 
@@ -217,7 +231,7 @@ class Transfer:
                 return await self._once()
             except _PassingError as broken:
                 # A long file over a bad line breaks often: only requests in a row that bring nothing count.
-                failures = 0 if self.num_bytes >= best + _WORTH_RESUMING_BYTES else failures
+                failures = 0 if self.num_bytes >= best + _PROGRESS_BYTES else failures
                 best = max(best, self.num_bytes)
                 failures += 1
                 if failures >= self._max_attempts or broken.retry_after_seconds > _MAX_RETRY_AFTER_SECONDS:
@@ -306,6 +320,7 @@ class Transfer:
         # Only a strong ETag says that the bytes are the same.
         validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
         same = (self.total_bytes or total) == total and (self._validator or validator) == (validator or self._validator)
+        same &= (self._etag or etag) == (etag or self._etag)
         if status == 206 and (start != self.num_bytes or not same):
             self._restart()
             raise _PassingError(IncompleteDownloadError(self.public_url, "not the range that was asked for", status))
@@ -313,7 +328,7 @@ class Transfer:
             if self.num_bytes:  # it knows no ranges, or has another file now
                 self._restart()
             total = response.content_length
-            self._validator = validator
+            self._validator, self._etag = validator, etag
         self.total_bytes = total
         if (total or 0) > self._max_bytes:
             raise DownloadTooLargeError(self.public_url, f"{total} bytes, allowed are {self._max_bytes}", status)
@@ -322,8 +337,14 @@ class Transfer:
 
     async def _receive(self, response: aiohttp.ClientResponse) -> None:
         # Written in the loop: into the page cache, which takes less than a hop to a thread.
+        since, then = time.monotonic(), self.num_bytes
         with open(self.part, "ab") as file:
             async for chunk in response.content.iter_any():
+                if time.monotonic() - since > _SLOW_SECONDS:
+                    if self.num_bytes - then < _SLOW_BYTES:
+                        reason = f"fewer than {_SLOW_BYTES} bytes in {_SLOW_SECONDS:g} s"
+                        raise _PassingError(DownloadTimeoutError(self.public_url, reason, response.status))
+                    since, then = time.monotonic(), self.num_bytes
                 before = self.num_bytes
                 if before + len(chunk) > self._max_bytes:
                     raise DownloadTooLargeError(
@@ -382,7 +403,7 @@ class Transfer:
         self.forget()
         self.num_bytes, self.total_bytes = 0, None
         self.restarts += 1
-        self._sha256, self._head, self._validator = hashlib.sha256(), b"", None
+        self._sha256, self._head, self._validator, self._etag = hashlib.sha256(), b"", None, ""
         self._on_bytes()
 
     def _save(self) -> None:

@@ -26,7 +26,7 @@ from kdepth.errors import (
     RefusedAddressError,
     VideoUnavailableError,
 )
-from kdepth.ffmpeg import ffmpeg_path
+from kdepth.ffmpeg import ffmpeg_path, launcher
 from kdepth.sources import YOUTUBE_HOSTS
 
 # What the site says when it refuses a video, which yt-dlp hands on, and what yt-dlp adds to it; the first that fits.
@@ -132,6 +132,7 @@ def _size(folder: Path) -> int:
 async def _run(arguments: list[str], folder: Path, shown: str, max_bytes: int, timeout_seconds: float) -> str:
     """yt-dlp's messages; an error if it fails, or grows over a limit."""
     process = await asyncio.create_subprocess_exec(
+        *launcher(),
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -474,6 +475,52 @@ async def test_what_is_not_an_archive(server: Server, root: Path, body: bytes, w
     assert what in error.reason
     assert archive_files(root) == []
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+async def test_tars_one_behind_the_other(server: Server, folder: Path, root: Path, mode: str) -> None:
+    parts = [tar_bytes({name: CLIPS[name]}, mode) for name in NAMES[:3]]
+    (folder / "x.tar").write_bytes(b"".join(parts))
+    (folder / "y.tar").write_bytes(parts[0] + (b"" if mode == "w:gz" else b"something else" * 1000))
+    members, errors = await read(server.url("x.tar"), root)
+    assert (errors, [member.name for member in members]) == ([], NAMES[:3])
+    members, errors = await read(server.url("y.tar"), root)
+    assert (errors, [member.name for member in members]) == ([], NAMES[:1])
+
+
+async def test_zeros_without_end_are_not_looked_through(server: Server, folder: Path, root: Path) -> None:
+    (folder / "x.tar").write_bytes(bytes(2**22) + tar_bytes(CLIPS, "w"))
+    (folder / "y.tar").write_bytes(tar_bytes({NAMES[0]: CLIPS[NAMES[0]]}, "w") + bytes(2**22) + tar_bytes(CLIPS, "w"))
+    members, (error,) = await read(server.url("x.tar"), root)
+    assert (members, "damaged before the first video" in error.reason) == ([], True)
+    members, errors = await read(server.url("y.tar"), root)
+    assert ([member.name for member in members], errors) == (NAMES[:1], [])
+
+
+async def test_one_bad_entry_of_a_zip_is_not_the_end(server: Server, folder: Path, root: Path) -> None:
+    data = bytearray(zip_bytes({name: CLIPS[name] for name in NAMES[:3]} | {"x": b"", "y.txt": b"text"}))
+    names = [match.start() for match in re.finditer(b"PK\x01\x02", data)]
+    data[names[1] + 42 : names[1] + 46] = b"\xff\xff\xff\x7f"  # where it claims to be
+    data[names[3] + 46] = 0  # a name that is empty, as Python reads it
+    (folder / "x.zip").write_bytes(data)
+    members, (error,) = await read(server.url("x.zip"), root)
+    assert [member.name for member in members] == [NAMES[0], NAMES[2]]
+    assert f"{NAMES[1]} is damaged" in error.reason
+
+
+async def test_an_archive_without_videos_says_what_is_in_it(server: Server, folder: Path, root: Path) -> None:
+    (folder / "x.zip").write_bytes(zip_bytes({"a.tar.gz": b"x", "b.tar.gz": b"x", "README": b"x"}))
+    members, (error,) = await read(server.url("x.zip"), root)
+    assert members == []
+    assert "no file in it has the name of a video; their suffixes are: 2 x .gz, 1 x none" in error.reason
+
+
+async def test_nothing_is_kept_of_an_archive_of_which_enough_was_had(server: Server, folder: Path, root: Path) -> None:
+    (folder / "x.tar").write_bytes(tar_bytes(CLIPS, "w"))
+    for keep, left in ((False, []), (True, [".tar.part", ".tar.part.json"])):
+        server.fail_next("x.tar", Fault(hold_at=0.6))
+        members, errors = await read(server.url("x.tar"), root, max_clips=2, keep=keep)
+        assert (len(members), errors, archive_files(root)) == (2, [], left)
 
 
 async def test_an_empty_archive_is_complete(server: Server, folder: Path, root: Path) -> None:

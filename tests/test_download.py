@@ -103,6 +103,26 @@ async def test_a_transfer_goes_on_where_it_broke(
     assert leftovers(tmp_path / "clip.mp4") == ["clip.mp4"]
 
 
+async def test_halves_of_two_files_are_not_put_together(server: Server, tmp_path: Path) -> None:
+    server.fail_next(NAME, Fault(reset_at=0.5, headers={"ETag": 'W/"1"'}), Fault(headers={"ETag": 'W/"2"'}))
+    fetched = await get(server.url(NAME), tmp_path / "clip.mp4")
+    assert (fetched.sha256, fetched.http_status, fetched.attempts) == (SHA256, 200, 3)
+
+
+async def test_requests_that_bring_something_are_no_failures(server: Server, tmp_path: Path) -> None:
+    server.fail_next(NAME, *[Fault(reset_at=n / 8) for n in range(1, 8)])
+    assert (await get(server.url(NAME), tmp_path / "clip.mp4", attempts=2)).sha256 == SHA256
+
+
+async def test_a_transfer_that_drips_is_broken_off(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "_SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(transfer, "_SLOW_BYTES", 2**30)
+    with pytest.raises(DownloadTimeoutError, match="fewer than 1073741824 bytes in 0 s"):
+        await get(server.url(NAME), tmp_path / "clip.mp4", attempts=1)
+
+
 async def test_two_at_once_on_a_file_have_it_from_one_transfer(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +453,8 @@ async def test_hosts_that_do_not_resolve(tmp_path: Path, host: str) -> None:
         ("Überlastet, später noch einmal. ".encode() * 100, "text or JSON"),
         (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n", "text or JSON"),
         (b"\x1f\x8b" + bytes(1000), "a gzip file"),
+        (b"BZh91AY" + bytes(1000), "a bzip2 file"),
+        (bytes(257) + b"ustar" + bytes(1000), "a tar archive"),
         (b"%PDF-1.7" + bytes(1000), "a PDF file"),
         (b"\xff\xd8\xff\xe0" + bytes(1000), "a JPEG picture"),
     ],
@@ -441,9 +463,15 @@ async def test_what_is_not_a_video_is_refused(server: Server, tmp_path: Path, bo
     server.fail_next(NAME, Fault(body=body))
     with pytest.raises(NotAVideoError, match=f"this is {what}, not a video") as caught:
         await get(server.url(NAME), tmp_path / "clip.mp4")
+    assert ("URLs that end in .tar.gz" in str(caught.value)) == what.endswith(("gzip file", "bzip2 file", "archive"))
     assert caught.value.http_status == 200
     assert len(server.requests) == 1
     assert leftovers(tmp_path / "clip.mp4") == []
+
+
+async def test_dark_bare_pictures_are_no_text(server: Server, tmp_path: Path) -> None:
+    server.fail_next(NAME, Fault(body=b"YUV4MPEG2 W64 H64 F25:1\nFRAME\n" + b"\x20" * 6144))
+    assert (await get(server.url(NAME), tmp_path / "clip.y4m")).attempts == 1
 
 
 @pytest.mark.parametrize("fault", [Fault(), Fault(chunked=True), Fault(reset_at=0.4)])

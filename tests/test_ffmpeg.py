@@ -189,7 +189,7 @@ def test_child_dies_with_its_parent(clip: Path, tmp_path: Path) -> None:
 
 def test_without_setpriv(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Busybox has a setpriv that can do less, macOS none."""
-    monkeypatch.setattr(kdepth.ffmpeg, "_launcher", lambda: ())
+    monkeypatch.setattr(kdepth.ffmpeg, "launcher", lambda: ())
     result = run_ffmpeg(
         ["-loglevel", "level+info", *input_arguments(clip, threads=1), "-f", "null", "-"],
         source=clip,

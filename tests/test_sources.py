@@ -114,9 +114,14 @@ def test_csv_with_url_and_kinetics_columns(tmp_path: Path) -> None:
 
 
 def test_youtube_urls() -> None:
-    first, second = rows(read_sources([f"https://www.youtube.com/watch?v={ID}", f"https://youtu.be/{ID}"]))
-    assert first["kind"] == second["kind"] == "youtube"
-    assert first["youtube_id"] == second["youtube_id"] == ID
+    spellings = (
+        "www.youtube.com/watch?v={}",
+        "youtu.be/{}?t=3",
+        "m.youtube.com/shorts/{}",
+        "music.youtube.com/signin?v={}",
+    )
+    (row,) = rows(read_sources(["https://" + spelling.format(ID) for spelling in spellings]))
+    assert (row["kind"], row["youtube_id"], row["url"]) == ("youtube", ID, f"https://www.youtube.com/watch?v={ID}")
 
 
 def test_duplicates_come_once_in_the_order_of_the_list(tmp_path: Path) -> None:
@@ -124,6 +129,12 @@ def test_duplicates_come_once_in_the_order_of_the_list(tmp_path: Path) -> None:
     assert read_sources(urls)["url"].to_pylist() == urls[:2]
     table = read_sources(["https://h/x.zip"], annotations=write(tmp_path, "k.csv", K400 + K400.splitlines()[1] + "\n"))
     assert table["kind"].to_pylist() == ["archive", "annotation"]
+
+
+def test_a_line_ends_at_newlines_alone(tmp_path: Path) -> None:
+    label = "one\u2028two\x85three"
+    path = write(tmp_path, "k.csv", f"url,label\r\nhttps://h/a.mp4,{label}\r\n")
+    assert [row["label"] for row in rows(read_sources(path))] == [label]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from media_zoo import (
     ONSET,
     TONE,
     VALID,
+    VP8,
     X264,
     Clip,
     Hostile,
@@ -287,10 +288,42 @@ def test_probe(build: str, folder: Path) -> None:
         color_primaries="bt2020",
         color_transfer="smpte2084",
         interlaced=True,
+        hidden_alpha=False,
         audio_codec="aac",
     )
     assert info.sample_aspect_ratio == pytest.approx(4 / 3)
     assert info.duration_seconds == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".nut", ".mp4", ".ts"])
+def test_what_was_cut_out_of_a_long_stream_is_not_long(folder: Path, tmp_path: Path, suffix: str) -> None:
+    codec = VP8 if suffix == ".webm" else X264
+    whole = Clip(f"whole{suffix}", (*codec, "-output_ts_offset", "5000")).build(folder)
+    assert transcode_file(whole, tmp_path / "clip.mp4", height=64, threads=1).num_frames == 24
+
+
+def test_streams_one_behind_the_other_are_as_long_as_both(folder: Path, tmp_path: Path) -> None:
+    parts = [Clip(f"{n}.ts", (*X264, "-output_ts_offset", str(n * 3600))).build(folder) for n in range(2)]
+    (tmp_path / "both.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    info = transcode_file(tmp_path / "both.ts", tmp_path / "clip.mp4", height=64, threads=1)
+    assert info.num_frames == 48
+    assert info.duration_seconds == pytest.approx(2, abs=0.3)
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_what_lies_under_transparency_is_not_seen(tmp_path: Path, codec: str) -> None:
+    white = "color=white:size=320x180:rate=5:duration=1,format=yuva420p,geq=lum=255:cb=128:cr=128:a='255*gte(X,160)'"
+    options = ("-c:v", codec, "-auto-alt-ref", "0", "-b:v", "1M", "-deadline", "realtime", "-cpu-used", "8")
+    ffmpeg("-f", "lavfi", "-i", white, *options, str(tmp_path / "half.webm"))
+    transcode_file(tmp_path / "half.webm", tmp_path / "clip.mp4", height=180, threads=1)
+    rgb = next(read_frames(tmp_path / "clip.mp4")).rgb
+    assert rgb[:, :150].max() < 20
+    assert rgb[:, 170:].min() > 235
+
+
+def test_a_language_with_a_blank_hides_no_stream(folder: Path) -> None:
+    path = Clip("language.mkv", (*X264, "-metadata:s:v", "language=zh-Hans (CN)")).build(folder)
+    assert probe(path).codec == "h264"
 
 
 @pytest.fixture(scope="module")
