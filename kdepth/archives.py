@@ -52,6 +52,7 @@ async def read_archive(
     skip: Collection[str] = (),
     max_clips: int | None = None,
     keep: bool = True,
+    afresh: bool = False,
     max_bytes: int = 64 * 2**30,
     max_member_bytes: int = 4 * 2**30,
     attempts: int = 5,
@@ -66,6 +67,7 @@ async def read_archive(
         skip: Member names or clip ids that are done already: not unpacked again.
         max_clips: Stop, and close the connection, when so many were given; None: all.
         keep: Leave the archive on disk after it was read to its end; the index stays in any case.
+        afresh: What is on disk may be damaged: use it only if the server says that it still has the same.
         max_bytes: Limit for the archive.
         max_member_bytes: Limit for each member.
         attempts: As in `fetch`.
@@ -82,7 +84,7 @@ async def read_archive(
     """
     path = archive_path(url, root)
     known = read_index(root / index_name(url))
-    if known is not None and all(name in skip or clip_id_for(url, name) in skip for name in known):
+    if not afresh and known is not None and all(name in skip or clip_id_for(url, name) in skip for name in known):
         return
     reader = _ArchiveReader(url, root, frozenset(skip), max_clips, max_member_bytes)
     growing = GrowingFile(path)
@@ -98,6 +100,8 @@ async def read_archive(
         on_bytes=growing.wake,
     )
     download: asyncio.Task[Any] | None = None
+    if afresh and path.exists() and not await transfer.is_of(_read_state(root / index_name(url))):
+        path.unlink()
     if not path.exists():
         growing.transfer = transfer
         download = asyncio.create_task(transfer.run())
@@ -127,7 +131,8 @@ async def read_archive(
     if download is not None and not download.cancelled():
         download.result()
     if reader.complete:
-        _write_index(url, root, reader.names)
+        state = transfer.state if download is not None else _read_state(root / index_name(url))
+        _write_index(url, root, reader.names, state)
         if not keep:
             path.unlink(missing_ok=True)
 
@@ -139,6 +144,14 @@ def read_index(path: Path) -> list[str] | None:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return [str(name) for name in members]
+
+
+def _read_state(path: Path) -> Any:
+    """What the server said of an archive that was read to its end."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("state")
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None
 
 
 def archive_path(url: str, root: Path) -> Path:
@@ -158,10 +171,11 @@ def index_name(url: str) -> str:
     return archive_path(url, Path()).as_posix() + ".members.json"
 
 
-def _write_index(url: str, root: Path, names: list[str]) -> None:
+def _write_index(url: str, root: Path, names: list[str], state: Any) -> None:
     path = root / index_name(url)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
-    part.write_text(json.dumps({"url": public_url(url), "members": names}, indent=0), encoding="utf-8")
+    content = {"url": public_url(url), "state": state, "members": names}
+    part.write_text(json.dumps(content, indent=0), encoding="utf-8")
     os.replace(part, path)
 
 

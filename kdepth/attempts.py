@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -24,25 +24,42 @@ def _key(*parts: object) -> str:
 
 
 @contextlib.contextmanager
-def counted(clip_id: str, stage: str) -> Iterator[None]:
+def counted(clip_id: str, stage: str) -> Iterator[Callable[[], None]]:
     """Refuse a clip that workers die on: Ray runs a task again whose process died, without end.
 
     A start that never ended was a death. Ray's own count of attempts would not do: the loss of a node, or of an actor
     that is being started again, adds several to it.
 
+    Yields:
+        What to call at each step of long work (an archive's clips): a death that came later than all before it counts
+        as the first.
+
     Raises:
         WorkerDiedError: The worker died three times on this clip.
     """
     key = _key("starts", stage, clip_id)
-    deaths = int(internal_kv._internal_kv_get(key, namespace=_NAMESPACE) or 0)
+    known = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
+    deaths, farthest, steps = json.loads(known) if known else (0, 0, 0)
+    if steps > farthest:
+        deaths, farthest = 1, steps
     if deaths >= _MAX_DEATHS:
         raise WorkerDiedError(
             f"the worker process died {deaths} times on this clip: out of memory, or a crash in a codec or the model; "
             "Ray's logs say which"
         )
-    internal_kv._internal_kv_put(key, str(deaths + 1), namespace=_NAMESPACE)
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        keep()
+
+    def keep() -> None:
+        internal_kv._internal_kv_put(key, json.dumps([deaths + 1, farthest, steps]), namespace=_NAMESPACE)
+
+    keep()
     try:
-        yield
+        yield step
     finally:
         internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
 

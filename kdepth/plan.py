@@ -16,7 +16,7 @@ from kdepth.archives import index_name, read_index
 from kdepth.dataset import read_rows
 from kdepth.depth import frame_selector, frames_name
 from kdepth.models import DepthKind, model_identity
-from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, SOURCE_SCHEMA, clip_id_for
+from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, SOURCE_SCHEMA, clip_id_for, lasting_url
 from kdepth.storage import Root
 from kdepth.transcoding import has_height
 
@@ -145,14 +145,18 @@ def pending(
     by_archive: dict[str, list[dict[str, Any]]] = {}
     for row in known.values():
         if row["archive_member"] is not None:
-            by_archive.setdefault(row["source_url"], []).append(row)
+            by_archive.setdefault(lasting_url(row["source_url"]), []).append(row)
 
     def plan_rows() -> Iterator[dict[str, Any]]:
         nonlocal num_stay_failed
         for source in _rows(sources):
             fields = _planned(source)
             if source["kind"] == "archive":
-                members = by_archive.get(fields["source_url"], [])
+                members = [
+                    row
+                    for row in by_archive.get(lasting_url(fields["source_url"]), [])
+                    if row["clip_id"] == clip_id_for(source["url"], row["archive_member"])
+                ]
                 yield from _plan_archive(fields, members, known, files, is_done, resumed)
                 itself = [known[fields["clip_id"]]] if fields["clip_id"] in known else []
                 num_stay_failed += sum(row["status"] == FAILED and is_done(row) for row in members + itself)
@@ -177,10 +181,7 @@ def pending(
 
 def _planned(source: Mapping[str, Any]) -> dict[str, Any]:
     """A source as a row of the plan, with nothing known of its clip yet."""
-    row = {**source, "source_url": source["url"] and public_url(source["url"])}
-    if source["kind"] == "archive":
-        row["clip_id"] = clip_id_for(row["source_url"])
-    return row
+    return {**source, "source_url": source["url"] and public_url(source["url"])}
 
 
 def _plan_archive(
@@ -193,7 +194,7 @@ def _plan_archive(
 ) -> list[dict[str, Any]]:
     """What is left of an archive: its members that need no reading of it, and itself if there is more in it."""
     earlier = known.get(archive["clip_id"])
-    plan, skip = [], []
+    plan, skip, status = [], [], earlier and earlier["status"]
     for row in members:
         if is_done(row):
             skip.append(row["archive_member"])
@@ -201,6 +202,8 @@ def _plan_archive(
             skip.append(row["archive_member"])
             kinetics = {name: row[name] for name in SOURCE_SCHEMA.names if name in COLUMNS}
             plan.append(kinetics | state | {"kind": "video"})
+        elif row["status"] == FAILED:  # maybe for the archive's sake
+            status = FAILED
     if earlier is not None and is_done(earlier):  # it failed, and is not to be tried again
         return plan
     index = None
@@ -216,6 +219,6 @@ def _plan_archive(
     rest = {
         "max_clips": limit and limit - len(skip),
         "skip_members": skip + twins,
-        "status": earlier and earlier["status"],
+        "status": status,
     }
     return [*plan, archive | rest]

@@ -135,7 +135,7 @@ def transcode(
         clips: From `download`.
         root: Folder of the dataset.
         height: The shorter side of the result in pixels, even, 32 to 2160.
-        keep_raw: Keep what was downloaded; otherwise it is deleted once transcoded.
+        keep_raw: Keep what was downloaded; otherwise it is deleted once transcoded, or found to be no video.
 
     Raises:
         ValueError: `height` is not one of these.
@@ -391,22 +391,25 @@ async def _download_archive(
             skip=frozenset(row["skip_members"] or ()),
             max_clips=row["max_clips"],
             keep=keep,
+            afresh=row["status"] == FAILED,
         )
-        async for member in members:
-            clip = new_row(source_url=source_url, download_started_at=started_at)
-            if isinstance(member, Member):
-                clip.update(clip_id=member.clip_id, archive_member=member.name)
-                clip.update(raw_path=member.path.relative_to(root.work).as_posix())
-                await asyncio.to_thread(root.publish, clip["raw_path"])
-                clip.update(raw_bytes=member.num_bytes, raw_sha256=member.sha256)
-            else:
-                clip.update(clip_id=clip_id_for(url, member.member), archive_member=member.member)
-                clip.update(_failure("download", member))
-            clip.update(_annotation(clip["clip_id"], annotations))
-            # The time since the last member: what this one made the pipeline wait.
-            clip["download_seconds"] = time.perf_counter() - started
-            started_at, started = datetime.now(UTC), time.perf_counter()
-            yield clip
+        with counted(row["clip_id"], "download") as step:
+            async for member in members:
+                step()
+                clip = new_row(source_url=source_url, download_started_at=started_at)
+                if isinstance(member, Member):
+                    clip.update(clip_id=member.clip_id, archive_member=member.name)
+                    clip.update(raw_path=member.path.relative_to(root.work).as_posix())
+                    await asyncio.to_thread(root.publish, clip["raw_path"])
+                    clip.update(raw_bytes=member.num_bytes, raw_sha256=member.sha256)
+                else:
+                    clip.update(clip_id=clip_id_for(url, member.member), archive_member=member.member)
+                    clip.update(_failure("download", member))
+                clip.update(_annotation(clip["clip_id"], annotations))
+                # The time since the last member: what this one made the pipeline wait.
+                clip["download_seconds"] = time.perf_counter() - started
+                started_at, started = datetime.now(UTC), time.perf_counter()
+                yield clip
         if (root.work / index_name(url)).exists():  # it was read to its end
             await asyncio.to_thread(root.publish, index_name(url))
     except KdepthError as error:
@@ -428,7 +431,8 @@ def _transcode_block(block: pa.Table, *, root: Root, height: int, keep_raw: bool
     def transcoded(row: dict[str, Any]) -> dict[str, Any]:
         if row["status"] is None and row["raw_path"] and not row["video_path"]:
             row = _run_stage(row, "transcode", root, lambda: _transcode_clip(row, root, height))
-        if row["status"] is None and not keep_raw and row["raw_path"]:
+        # What could not be transcoded is of no use either: another try begins with other bytes.
+        if not keep_raw and row["raw_path"] and (row["status"] is None or row["failed_stage"] == "transcode"):
             root.delete(row["raw_path"])
             row["raw_path"] = None
         return row

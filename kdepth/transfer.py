@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -176,6 +177,21 @@ class Transfer:
             self.path, self.num_bytes, self._sha256.hexdigest(), self.http_status or 200, self.attempts, seconds
         )
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """What tells this file of the server's from another one later on."""
+        return {"validator": self._validator, "total_bytes": self.total_bytes}
+
+    async def is_of(self, state: Any) -> bool:
+        """Whether the server has the file of an earlier `state` still, as far as it says; asked once."""
+        try:
+            async with await self._get({"Range": "bytes=0-0"}) as response:
+                _, total = _content_range(response.headers.get("Content-Range", ""))
+                now = {"validator": _validator(response), "total_bytes": total or response.content_length}
+                return response.ok and now["validator"] is not None and now == state
+        except (aiohttp.ClientError, DownloadError):
+            return False
+
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[bool]:
         """One at a time on a file, of all processes; whether another had to be waited for."""
@@ -316,9 +332,7 @@ class Transfer:
             raise error
         if status not in (200, 206):
             raise HttpStatusError(self.public_url, f"unexpected answer: HTTP {status}", status)
-        etag = response.headers.get("ETag", "")
-        # Only a strong ETag says that the bytes are the same.
-        validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
+        etag, validator = response.headers.get("ETag", ""), _validator(response)
         same = (self.total_bytes or total) == total and (self._validator or validator) == (validator or self._validator)
         same &= (self._etag or etag) == (etag or self._etag)
         if status == 206 and (start != self.num_bytes or not same):
@@ -407,7 +421,7 @@ class Transfer:
         self._on_bytes()
 
     def _save(self) -> None:
-        self._state.write_text(json.dumps({"validator": self._validator, "total_bytes": self.total_bytes}))
+        self._state.write_text(json.dumps(self.state))
 
     def _restore(self) -> None:
         """Take up what an earlier process left; without a validator nobody knows whether it is the same file."""
@@ -437,6 +451,12 @@ class _PassingError(Exception):
     def __init__(self, error: DownloadError, retry_after_seconds: float = 0.0) -> None:
         super().__init__(error, retry_after_seconds)
         self.error, self.retry_after_seconds = error, retry_after_seconds
+
+
+def _validator(response: aiohttp.ClientResponse) -> str | None:
+    """What says that the bytes are the same: of ETags only a strong one does."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
 
 def _content_range(header: str) -> tuple[int | None, int | None]:

@@ -508,6 +508,29 @@ async def test_one_bad_entry_of_a_zip_is_not_the_end(server: Server, folder: Pat
     assert f"{NAMES[1]} is damaged" in error.reason
 
 
+async def test_an_archive_that_may_be_bad_is_asked_for_again(server: Server, folder: Path, root: Path) -> None:
+    (folder / "x.tar").write_bytes(tar_bytes(CLIPS, "w"))
+    await read(server.url("x.tar"), root)
+    sent = server.bytes_sent
+    members, errors = await read(server.url("x.tar"), root, skip=NAMES[1:], afresh=True)
+    assert (errors, [member.name for member in members]) == ([], NAMES[:1])
+    assert server.bytes_sent - sent < 400_000  # it was asked for, and is the same
+    other = dict(zip(NAMES, reversed(CLIPS.values()), strict=True))
+    (folder / "x.tar").write_bytes(tar_bytes(other, "w"))
+    members, errors = await read(server.url("x.tar"), root, skip=NAMES[1:], afresh=True)
+    assert members[0].path.read_bytes() == other[NAMES[0]]
+
+
+async def test_a_new_password_makes_no_other_clip_of_it(server: Server, folder: Path, root: Path) -> None:
+    (folder / "x.tar").write_bytes(tar_bytes({"a.mp4": b"a" * 1000}, "w"))
+    url = server.url("x.tar")
+    first, _ = await read(url.replace("://", "://me:one@"), root)
+    again, _ = await read(url.replace("://", "://me:two@") + "?X-Amz-Date=1&X-Amz-Signature=2", root, skip=["a.mp4"])
+    assert [member.clip_id for member in first] == [clip_id_for(url, "a.mp4")]
+    assert (again, len(server.requests)) == ([], 1)
+    assert clip_id_for(url + "?key=1", "a.mp4") != clip_id_for(url + "?key=2", "a.mp4")
+
+
 async def test_an_archive_without_videos_says_what_is_in_it(server: Server, folder: Path, root: Path) -> None:
     (folder / "x.zip").write_bytes(zip_bytes({"a.tar.gz": b"x", "b.tar.gz": b"x", "README": b"x"}))
     members, (error,) = await read(server.url("x.zip"), root)
