@@ -39,6 +39,7 @@ _KEEP_VERSIONS = timedelta(days=1)
 _INDICES = {"clip_id": "BTREE", "label": "BITMAP", "status": "BITMAP"}
 _PACK_ROWS = 8  # of clips in memory at once, each a few megabytes
 _ROWS_AT_ONCE = 1024  # of all rows: larger batches make the driver larger, and nothing faster
+_PARQUET_VERSION = b"kdepth.version"
 _RUN_KEY = "kdepth.run."  # of the dataset's metadata; followed by the run's id
 
 
@@ -134,6 +135,18 @@ class ClipWriter:
         ok = self._dataset.to_table(columns=["clip_id"], filter=f"status = '{OK}'")["clip_id"]
         return int(pc.sum(pc.is_in(pa.array(clip_ids, pa.string()), ok)).as_py() or 0)
 
+    def relabel(self, labels: Mapping[str, Sequence[str | None]]) -> None:
+        """Give clips that are in the dataset another label and split."""
+        columns = ("clip_id", "label", "split")
+        rows = [dict(zip(columns, (clip_id, *found), strict=True)) for clip_id, found in labels.items()]
+        if rows:
+            with self.root.locked("clips.lance"):
+                self._dataset.checkout_latest()
+                merge = self._dataset.merge_insert("clip_id").when_matched_update_all()
+                merge.execute(
+                    pa.Table.from_pylist(rows, schema=pa.schema([CLIP_SCHEMA.field(name) for name in columns]))
+                )
+
     def discard(self, clip_id: str) -> None:
         """Remove an earlier run's row that is no longer true."""
         self._dataset.delete(f"clip_id = {_quoted(clip_id)}")
@@ -187,9 +200,10 @@ class ClipWriter:
         if self._seen and run is not None:
             self._dataset.update_metadata({_RUN_KEY + self._run_id: json.dumps(run)})
         return_freed_memory()
-        if self._seen or self.root.size("clips.parquet") is None:
+        version = int(self._dataset.latest_version)
+        if _parquet_version(self.root) != version:  # also of a run that was killed, or of somebody's own commit
             write_parquet(self.root)
-        return int(self._dataset.latest_version)
+        return version
 
     def _tidy(self) -> None:
         # Binary: pages are copied as they are, not decoded, which for 50,000 rows would take 45 MB more.
@@ -210,10 +224,20 @@ def write_parquet(root: str | Path | Root) -> None:
         dataset = lance.dataset(root.lance_uri)
         num_rows = dataset.count_rows()
         with pq.ParquetWriter(part, CLIP_SCHEMA) as writer:
+            writer.add_key_value_metadata({_PARQUET_VERSION.decode(): str(dataset.version)})
             # A row group each time, which is on disk then; a scan would read ahead.
             for start in range(0, num_rows, _ROWS_AT_ONCE):
                 writer.write_table(dataset.take(range(start, min(start + _ROWS_AT_ONCE, num_rows))))
         part.replace(path)
+
+
+def _parquet_version(root: Root) -> int | None:
+    """The version of the dataset that ``clips.parquet`` is a copy of."""
+    try:
+        metadata = pq.read_metadata(root.open("clips.parquet")).metadata
+    except (OSError, pa.ArrowInvalid):
+        return None
+    return int((metadata or {}).get(_PARQUET_VERSION, -1))
 
 
 def open_dataset(root: str | Path, *, as_of: int | datetime | None = None) -> ClipDataset:

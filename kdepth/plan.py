@@ -43,6 +43,7 @@ _ROWS_AT_ONCE = 1024
 # Of the plan's metadata: what was asked for, as JSON.
 PARAMETERS_KEY = b"kdepth.parameters"
 STAY_FAILED_KEY = b"kdepth.stay_failed"  # how many failed clips were not taken up
+LABELS_KEY = b"kdepth.labels"  # clip_id -> label and split of committed clips that have others, as JSON
 
 
 def plan_all(sources: pa.Table) -> pa.Table:
@@ -78,7 +79,8 @@ def pending(
 
     Clips that are committed as asked for are dropped. Another `height` redoes transcode and depth of a clip, another
     `model`, `frames` or `depth_kind` the depth alone; a file whose size is not what its row says is made again, and
-    named in the report (`ClipDataset.verify` looks inside the files too).
+    named in the report (`ClipDataset.verify` looks inside the files too). A clip that has another label or split now
+    gets it from `write_lance`, whether there is more to do for it or not.
 
     Args:
         sources: From `read_sources`.
@@ -147,10 +149,16 @@ def pending(
         if row["archive_member"] is not None:
             by_archive.setdefault(lasting_url(row["source_url"]), []).append(row)
 
+    labels: dict[str, list[str | None]] = {}
+
     def plan_rows() -> Iterator[dict[str, Any]]:
         nonlocal num_stay_failed
         for source in _rows(sources):
             fields = _planned(source)
+            if source["kind"] != "archive" and (row := known.get(source["clip_id"])) is not None:
+                found = [source[name] or row[name] for name in ("label", "split")]
+                if found != [row["label"], row["split"]]:
+                    labels[row["clip_id"]] = found
             if source["kind"] == "archive":
                 members = [
                     row
@@ -176,6 +184,7 @@ def pending(
     asked = {"height": height, "model": identity, "frames": frames, "depth_kind": depth_kind}
     asked["retry_failed"] = retry_failed
     metadata = {PARAMETERS_KEY: json.dumps(asked), STAY_FAILED_KEY: str(num_stay_failed)}
+    metadata[LABELS_KEY] = json.dumps(labels)
     return plan.replace_schema_metadata(metadata)
 
 

@@ -37,7 +37,7 @@ from kdepth.cards import card
 from kdepth.dataset import ClipWriter
 from kdepth.errors import StorageError
 from kdepth.ffmpeg import ffmpeg_version
-from kdepth.plan import PARAMETERS_KEY, STAY_FAILED_KEY
+from kdepth.plan import LABELS_KEY, PARAMETERS_KEY, STAY_FAILED_KEY
 from kdepth.schema import OK, SUPERSEDED, AsYielded
 from kdepth.storage import Root
 from kdepth.traffic import watched
@@ -140,6 +140,7 @@ class RunReport:
         damage: What was wrong with the files of clips that had been ok, and were made again: ``clip_id`` -> problem.
         num_sources: What there was to do: URLs, archives.
         num_stay_failed: Clips that failed in an earlier run, and were not taken up.
+        num_relabelled: Clips of earlier runs that got another label or split.
         num_missing: Rows of `pending` that no row came of, archives apart: none, unless the pipeline filters.
         annotated_without_clip: Annotated clips, not in the dataset yet, that no source held; None if there were no
             archives to look in, or not the whole of them was wanted.
@@ -157,6 +158,7 @@ class RunReport:
     damage: dict[str, str] = field(default_factory=dict)
     num_sources: int = 0
     num_stay_failed: int = 0
+    num_relabelled: int = 0
     num_missing: int = 0
     annotated_without_clip: int | None = None
     clips_without_annotation: int | None = None
@@ -177,6 +179,8 @@ class RunReport:
         lines += [f"  made again: {clip_id} ({problem})" for clip_id, problem in list(self.damage.items())[:10]]
         if len(self.damage) > 10:
             lines.append(f"  made again: {len(self.damage) - 10} more")
+        if self.num_relabelled:
+            lines.append(f"  another label or split: {self.num_relabelled}")
         if self.num_missing:
             lines.append(f"  sources without a row: {self.num_missing} (run again to do them)")
         if self.annotated_without_clip is not None:
@@ -190,6 +194,8 @@ class RunReport:
             return (
                 f"No clip came of {self.num_sources} sources: archives without videos, or without any that was missing."
             )
+        if self.num_relabelled:
+            return f"Nothing to do but {self.num_relabelled} clips that have another label or split now."
         if self.num_stay_failed:
             return (
                 f"Nothing to do: every clip is in the dataset as asked for, but for {self.num_stay_failed} that failed "
@@ -210,6 +216,7 @@ class RunReport:
             "failures": "\n".join(failures) or None,
             "failed, but had been ok, and stay as they were": self.num_kept or None,
             "failed in earlier runs, not taken up": self.num_stay_failed or None,
+            "another label or split": self.num_relabelled or None,
             "made again": "\n".join(f"{name} ({why})" for name, why in list(self.damage.items())[:10]) or None,
             "sources without a row": self.num_missing or None,
             "annotated, but in no archive": self.annotated_without_clip,
@@ -250,13 +257,15 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
     started = time.perf_counter()
     report = RunReport(run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}")
     writer = ClipWriter(root, report.run_id)
-    parameters = {}
+    parameters: dict[str, Any] = {}
+    labels: dict[str, list[str | None]] = {}
     if sources is not None and "damage" in sources.column_names:
         damaged = sources.filter(pc.is_valid(sources["damage"]))
         report.damage = dict(zip(damaged["clip_id"].to_pylist(), damaged["damage"].to_pylist(), strict=True))
         metadata = sources.schema.metadata or {}
         parameters = json.loads(metadata.get(PARAMETERS_KEY, b"{}"))
         report.num_stay_failed = int(metadata.get(STAY_FAILED_KEY, 0))
+        labels = json.loads(metadata.get(LABELS_KEY, b"{}"))
     kinds = Counter(sources["kind"].to_pylist()) if sources is not None else Counter[str]()
     annotated: set[str] = set()
     if kinds["annotation"] and sources is not None:
@@ -314,6 +323,8 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
         if sources is not None and "damage" in sources.column_names:  # what is left, not what was ever asked for
             is_file = pc.invert(pc.is_in(sources["kind"], pa.array(["archive", "annotation"])))
             report.num_missing = writer.missing(name.as_py() for name in sources["clip_id"].filter(is_file))
+    writer.relabel(labels)
+    report.num_relabelled = len(labels)
     report.seconds = time.perf_counter() - started
     report.version = writer.finish(
         {

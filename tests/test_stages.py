@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import ray
 from conftest import Run
@@ -215,6 +216,36 @@ def test_an_archive_that_broke_is_a_failed_row_until_it_is_whole(
     run_pipeline(sources, root, frames="middle", retry_failed=True)
     assert statuses(root) == {"ok": 3}
     assert kdepth.pending(sources, root, frames="middle").num_rows == 0
+
+
+def test_labels_that_come_later_are_taken_over(
+    ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path
+) -> None:
+    sources = kdepth.read_sources(sample_server.url_list, limit=2)
+    run_pipeline(sources, tmp_path, frames="middle")
+    before = kdepth.open_dataset(tmp_path).table()
+    assert before["label"].null_count == 2
+    labelled = kdepth.read_sources(sample_server.url_list, annotations=sample_server.annotations)
+    labels = {row["clip_id"]: (row["label"], row["split"]) for row in labelled.to_pylist()}
+    sources = kdepth.read_sources(sample_server.url_list, annotations=sample_server.annotations, limit=2)
+    todo = kdepth.pending(sources, tmp_path, frames="middle")
+    assert todo.num_rows == 0
+    report = run_pipeline(sources, tmp_path, frames="middle")
+    assert str(report) == "Nothing to do but 2 clips that have another label or split now."
+    ds = kdepth.open_dataset(tmp_path)
+    assert {row["clip_id"]: (row["label"], row["split"]) for row in ds.table().to_pylist()} == {
+        clip_id: labels[clip_id] for clip_id in before["clip_id"].to_pylist()
+    }
+    assert ds.table().drop_columns(["label", "split"]).equals(before.drop_columns(["label", "split"]))
+    assert pq.read_table(tmp_path / "clips.parquet").sort_by("clip_id").equals(ds.table())
+    version = ds.lance.version
+    assert str(run_pipeline(sources, tmp_path, frames="middle")).startswith("Nothing to do: every clip")
+    assert kdepth.open_dataset(tmp_path).lance.version == version
+    # Whoever changes the dataset by hand finds the change in the copy, too, after the next run.
+    ds.lance.delete(f"clip_id = '{before['clip_id'][0]}'")
+    rest = sources.filter(pc.equal(sources["clip_id"], before["clip_id"][1]))
+    run_pipeline(rest, tmp_path, frames="middle")
+    assert pq.read_metadata(tmp_path / "clips.parquet").num_rows == 1
 
 
 def test_raw_files_need_not_be_kept(ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path) -> None:
