@@ -36,6 +36,7 @@ PLAN_SCHEMA = pa.schema(
         ("kind", pa.string()),
         ("max_clips", pa.int32()),
         ("skip_members", pa.list_(pa.string())),
+        ("why", pa.string()),  # there is something to do: "new", "retry", "frames 2 -> all", ...
         ("damage", pa.string()),  # what is wrong with the files of a committed clip; null: nothing
     ]
 )
@@ -91,7 +92,8 @@ def pending(
 
     Returns:
         Rows for `download`, in the order of `sources`: the columns of a clip with what is known already, and ``kind``,
-        ``max_clips``, ``skip_members``, ``damage``.
+        ``max_clips``, ``skip_members``, ``damage`` and ``why``: ``"new"``, ``"retry"``, or what of a clip will be
+        replaced, such as ``"frames 2 -> all"``.
 
     Raises:
         ValueError: `frames` is not one of the allowed values, or `depth_kind` can't be.
@@ -119,30 +121,33 @@ def pending(
 
     num_stay_failed = 0
 
-    def is_done(row: Mapping[str, Any], url: str | None = None) -> bool:
-        """Whether nothing is to be done for a clip, whose source is given where it may be another than the row's."""
+    def why(row: Mapping[str, Any], url: str | None = None) -> str | None:
+        """What there is to do for a clip, whose source is given where it may be another than the row's; or None."""
+        model_and_frames = (row["depth_model"], row["depth_frames"])
         if row["status"] == FAILED:
-            if url is not None and public_url(url) != row["source_url"] and row["failed_stage"] == "download":
-                return False
-            if row["failed_stage"] == "depth" and (row["depth_model"], row["depth_frames"]) != (identity, frames):
-                return False
-            return not retry_failed
-        return (
-            (row["depth_model"], row["depth_frames"]) == (identity, frames)
-            and depth_kind in (None, row["depth_kind"])
-            and has_height(row["width"], row["height"], height)
-            and damage(row) is None
-        )
+            is_other = url is not None and public_url(url) != row["source_url"] and row["failed_stage"] == "download"
+            is_other |= row["failed_stage"] == "depth" and model_and_frames != (identity, frames)
+            return "retry" if retry_failed or is_other else None
+        if damage(row) is not None:
+            return "damaged"
+        if row["depth_model"] is None:  # of a pipeline that ended before
+            return "no depth yet"
+        if not has_height(row["width"], row["height"], height):
+            return f"height {min(row['width'], row['height'])} -> {height}"
+        if row["depth_kind"] != (depth_kind or row["depth_kind"]):
+            return f"depth_kind {row['depth_kind']} -> {depth_kind}"
+        changes = zip(("model", "frames"), model_and_frames, (identity, frames), strict=True)
+        return ", ".join(f"{name} {old} -> {new}" for name, old, new in changes if old != new) or None
 
     def resumed(row: Mapping[str, Any]) -> dict[str, Any]:
         """What of a committed row can be used again."""
         keep = ["clip_id", "source_url", "archive_member"]
         if row["failed_stage"] == "transcode":  # the bytes were bad: they are had again
-            return {name: row[name] for name in (*keep, "failed_stage")}
+            return {name: row[name] for name in (*keep, "failed_stage")} | {"why": "retry"}
         keep += DOWNLOAD_COLUMNS if is_whole(row, "raw_path", "raw_bytes") else ["raw_bytes"]
         if is_whole(row, "video_path", "video_bytes") and has_height(row["width"], row["height"], height):
             keep += DOWNLOAD_COLUMNS + TRANSCODE_COLUMNS
-        return {name: row[name] for name in keep} | {"damage": damage(row)}
+        return {name: row[name] for name in keep} | {"damage": damage(row), "why": why(row)}
 
     by_archive: dict[str, list[dict[str, Any]]] = {}
     for row in known.values():
@@ -165,15 +170,15 @@ def pending(
                     for row in by_archive.get(lasting_url(fields["source_url"]), [])
                     if row["clip_id"] == clip_id_for(source["url"], row["archive_member"])
                 ]
-                yield from _plan_archive(fields, members, known, files, is_done, resumed)
+                yield from _plan_archive(fields, members, known, files, why, resumed)
                 itself = [known[fields["clip_id"]]] if fields["clip_id"] in known else []
-                num_stay_failed += sum(row["status"] == FAILED and is_done(row) for row in members + itself)
+                num_stay_failed += sum(row["status"] == FAILED and why(row) is None for row in members + itself)
                 continue
             row = known.get(source["clip_id"])
             if row is None:
                 yield fields
-            elif not is_done(row, source["url"]):
-                yield fields if source["kind"] == "annotation" else resumed(row) | fields
+            elif reason := why(row, source["url"]):
+                yield fields if source["kind"] == "annotation" else resumed(row) | fields | {"why": reason}
             else:
                 num_stay_failed += row["status"] == FAILED and source["kind"] != "annotation"
 
@@ -190,7 +195,7 @@ def pending(
 
 def _planned(source: Mapping[str, Any]) -> dict[str, Any]:
     """A source as a row of the plan, with nothing known of its clip yet."""
-    return {**source, "source_url": source["url"] and public_url(source["url"])}
+    return {**source, "source_url": source["url"] and public_url(source["url"]), "why": "new"}
 
 
 def _plan_archive(
@@ -198,14 +203,14 @@ def _plan_archive(
     members: list[dict[str, Any]],
     known: Mapping[str, Mapping[str, Any]],
     root: Root,
-    is_done: Callable[[Mapping[str, Any]], bool],
+    why: Callable[[Mapping[str, Any]], str | None],
     resumed: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """What is left of an archive: its members that need no reading of it, and itself if there is more in it."""
     earlier = known.get(archive["clip_id"])
     plan, skip, status = [], [], earlier and earlier["status"]
     for row in members:
-        if is_done(row):
+        if why(row) is None:
             skip.append(row["archive_member"])
         elif (state := resumed(row)).get("raw_path") or state.get("video_path"):
             skip.append(row["archive_member"])
@@ -213,7 +218,7 @@ def _plan_archive(
             plan.append(kinetics | state | {"kind": "video"})
         elif row["status"] == FAILED:  # maybe for the archive's sake
             status = FAILED
-    if earlier is not None and is_done(earlier):  # it failed, and is not to be tried again
+    if earlier is not None and why(earlier) is None:  # it failed, and is not to be tried again
         return plan
     index = None
     if root.size(name := index_name(archive["url"])) is not None:
@@ -222,12 +227,13 @@ def _plan_archive(
     limit = archive["max_clips"]
     # What another archive held too: the clip's row names that one.
     rows = {name: known.get(clip_id_for(archive["url"], name)) for name in set(index or ()).difference(skip)}
-    twins = sorted(name for name, row in rows.items() if row is not None and is_done(row))
+    twins = sorted(name for name, row in rows.items() if row is not None and why(row) is None)
     if (index is not None and not set(index).difference(skip, twins)) or (limit is not None and len(skip) >= limit):
         return plan
     rest = {
         "max_clips": limit and limit - len(skip),
         "skip_members": skip + twins,
         "status": status,
+        "why": "new" if index is None and status is None else "retry" if status == FAILED else "more of it",
     }
     return [*plan, archive | rest]

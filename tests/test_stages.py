@@ -133,7 +133,9 @@ def test_bad_sources_are_failed_rows_and_stop_nobody(
     assert "but for 3 that failed in earlier runs (retry_failed=True takes them up)" in str(
         kdepth.write_lance(clips, root, sources=todo)
     )
-    again = kdepth.pending(sources, root, frames="middle", retry_failed=True)["clip_id"].to_pylist()
+    todo = kdepth.pending(sources, root, frames="middle", retry_failed=True)
+    assert todo["why"].to_pylist() == ["retry"] * 3
+    again = todo["clip_id"].to_pylist()
     assert sorted(name.rsplit("_", 1)[0] for name in again) == ["a", "missing", "page"]
     # Where the list now has another address for a clip, that one is tried.
     moved = sources.set_column(
@@ -157,7 +159,9 @@ def test_a_later_run_redoes_what_it_must_and_no_more(
     first, second = before
     (tmp_path / before[first]["video_path"]).write_bytes(b"not a video")
     todo = {row["clip_id"]: row for row in kdepth.pending(sources, tmp_path, frames="middle").to_pylist()}
-    assert list(todo) == [first]
+    assert {clip_id: row["why"] for clip_id, row in todo.items()} == {first: "damaged"}
+    whys = kdepth.pending(sources, tmp_path, frames="first")["why"].to_pylist()
+    assert sorted(whys) == ["damaged", "frames middle -> first"]
     assert todo[first]["raw_path"] == before[first]["raw_path"]
     run_pipeline(sources, tmp_path, frames="first")
     after = {clip.clip_id: clip.row for clip in kdepth.open_dataset(tmp_path)}
@@ -169,6 +173,7 @@ def test_a_later_run_redoes_what_it_must_and_no_more(
 
     # Another height: transcode and depth, but no download.
     todo = kdepth.pending(sources, tmp_path, frames="first", height=180).to_pylist()
+    assert [row["why"] for row in todo] == ["height 360 -> 180"] * 2
     assert [(row["raw_path"] is None, row["video_path"]) for row in todo] == [(False, None)] * 2
     run_pipeline(sources, tmp_path, frames="first", height=180)
     assert kdepth.open_dataset(tmp_path).table(columns=["height"])["height"].to_pylist() == [180, 180]
