@@ -4,7 +4,7 @@ from .clip import Clip
 from .dataset import ClipDataset, open_dataset, pack, project_path
 from .depth import estimate_clip_depth
 from .depth_video import read_depth, read_frames
-from .downloads import Fetched, fetch, run
+from .downloads import fetch
 from .errors import (
     DatasetError,
     DepthError,
@@ -22,6 +22,7 @@ from .schema import CLIP_SCHEMA, COLUMNS
 from .sources import read_sources
 from .stages import download, estimate_depth, transcode
 from .transcoding import VideoInfo, transcode_file, video_info
+from .transfer import Fetched
 
 __version__: str
 
@@ -55,7 +56,6 @@ __all__ = [
     "read_depth",
     "read_frames",
     "read_sources",
-    "run",
     "start_ray",
     "torch_dataset",
     "transcode",

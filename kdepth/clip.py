@@ -158,8 +158,8 @@ class Clip:
             path: Its suffix says what is written. ``.npy``: float32 inverse depth of a frame. ``.png``: 16 bit grey of
                 a frame, depth in millimetres for a metric model (0: farther than 65.535 m), else inverse depth scaled
                 to 0-65535 by the frame's maximum. ``.npz``: of all frames that have depth ``inverse_depth`` float16
-                ``(N, H, W)``, ``index``, ``time_seconds``, ``focal_length_px`` (NaN for relative models). ``.mp4``:
-                RGB and depth side by side, to be looked at.
+                ``(N, H, W)``, ``index``, ``time_seconds``, ``focal_length_px`` (NaN for relative models). (A video to
+                look at: `kdepth.plots.depth_video`.)
             index: Number of the frame, for ``.npy`` and ``.png``.
 
         Returns:
@@ -169,10 +169,10 @@ class Clip:
             ValueError: Another suffix, or `index` is missing or not wanted. Otherwise as `inverse_depth`.
         """
         path = Path(path)
-        if path.suffix not in (".npy", ".png", ".npz", ".mp4"):
-            raise ValueError(f"path={str(path)!r}: must end in .npy or .png (a frame), .npz or .mp4 (the clip)")
-        if (index is None) == (path.suffix in (".npy", ".png")):
-            raise ValueError(f"index={index}: .npy and .png hold one frame, .npz and .mp4 all of them")
+        if path.suffix not in (".npy", ".png", ".npz"):
+            raise ValueError(f"path={str(path)!r}: must end in .npy or .png (a frame) or .npz (the clip)")
+        if (index is None) != (path.suffix == ".npz"):
+            raise ValueError(f"index={index}: .npy and .png hold one frame, .npz all of them")
         if index is None:
             return self._save_all(path)
         if path.suffix == ".npy":
@@ -189,10 +189,6 @@ class Clip:
         return path
 
     def _save_all(self, path: Path) -> Path:
-        if path.suffix == ".mp4":
-            from kdepth.plots import depth_video  # brings matplotlib, which readers of frames do without
-
-            return depth_video(self, path)
         frames = list(self._depth_frames.values())
         np.savez_compressed(
             path,
@@ -203,11 +199,8 @@ class Clip:
         )
         return path
 
-    def problems(self) -> dict[str, str]:
-        """What is wrong with the clip's files, read to their ends: ``"video"`` or ``"depth"`` -> problem."""
-        return {kind: str(error) for kind, error in self._errors()}
-
-    def _errors(self) -> Iterator[tuple[str, DatasetError]]:
+    def problems(self) -> Iterator[tuple[str, DatasetError]]:
+        """What is wrong with the clip's files, read to their ends: ``"video"`` or ``"depth"``, and the problem."""
         for kind, check in (("video", self._check_video), ("depth", self._check_depth)):
             if self.row[f"{kind}_path"] is not None:
                 try:

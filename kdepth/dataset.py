@@ -382,7 +382,7 @@ class ClipDataset:
         rows = self._rows(f"status = '{OK}'")
         for row in tqdm(rows, total=len(self), desc="verify", unit="clip", file=sys.stdout, ncols=110):
             clip = self._clip(row)
-            for kind, error in clip._errors():
+            for kind, error in clip.problems():
                 found.append({"clip_id": clip.clip_id, "path": row[f"{kind}_path"], "problem": str(error)})
                 cause = error.__cause__
                 is_unreadable = isinstance(cause, OSError | MemoryError) and not isinstance(cause, FileNotFoundError)

@@ -11,6 +11,7 @@ row keeps the CRC-32 of each frame's packet, and what is read for the row is hel
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 import zlib
@@ -40,10 +41,9 @@ class DepthWriter:
         path: The ``.mkv`` file to make. Written beside it as ``<name>.<random>.part`` and renamed.
         width: Width in pixels.
         height: Height in pixels.
-        threads: Threads of the encoder.
     """
 
-    def __init__(self, path: str | Path, width: int, height: int, *, threads: int = 1) -> None:
+    def __init__(self, path: str | Path, width: int, height: int) -> None:
         self._path = Path(path)
         self._part = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex[:8]}.part")
         # bitexact: without the random number that a Matroska file is otherwise known by.
@@ -55,7 +55,7 @@ class DepthWriter:
         )
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "gray16le"
         self._stream.time_base = self._stream.codec_context.time_base = _TIME_BASE
-        self._stream.codec_context.thread_count = threads
+        self._stream.codec_context.thread_count = 1
         self._last_pts = -1
 
     def write(self, inverse_depth: NDArray[np.floating], time_seconds: float) -> int:
@@ -101,9 +101,18 @@ class DepthWriter:
             self._part.unlink(missing_ok=True)
 
 
-def _opened(source: str | Path | BinaryIO, **options: str) -> Any:
-    """A container of a path, or of a file that can seek (of an object store, or a blob), which is read as needed."""
-    return av.open(str(source) if isinstance(source, str | Path) else source, options=options)
+@contextlib.contextmanager
+def _opened(source: str | Path | BinaryIO, **options: str) -> Iterator[Any]:
+    """A container of a path, or of a file that can seek (of an object store, or a blob), which is read as needed.
+
+    Raises:
+        DatasetError: It can't be opened, or what is done in the block can't be.
+    """
+    try:
+        with av.open(str(source) if isinstance(source, str | Path) else source, options=options) as container:
+            yield container
+    except (OSError, av.error.FFmpegError, IndexError) as exc:
+        raise DatasetError(f"{_name(source)} can't be decoded: {exc}") from exc
 
 
 def read_depth(source: str | Path | BinaryIO) -> Iterator[NDArray[np.float16]]:
@@ -113,13 +122,10 @@ def read_depth(source: str | Path | BinaryIO) -> Iterator[NDArray[np.float16]]:
         DatasetError: The file is missing, or can't be decoded to its end. Bytes that changed in it are not always
             noticed here, as they are by `Clip.inverse_depth`.
     """
-    try:
-        with _opened(source) as container:
-            stream = container.streams.video[0]
-            for frame in container.decode(stream):
-                yield _half(frame)
-    except (OSError, av.error.FFmpegError, IndexError) as exc:
-        raise DatasetError(f"{_name(source)} can't be read as a depth file: {exc}") from exc
+    with _opened(source) as container:
+        stream = container.streams.video[0]
+        for frame in container.decode(stream):
+            yield _half(frame)
 
 
 def read_depth_at(source: str | Path | BinaryIO, time_seconds: float, crc32: int | None = None) -> NDArray[np.float16]:
@@ -134,29 +140,26 @@ def read_depth_at(source: str | Path | BinaryIO, time_seconds: float, crc32: int
         DatasetError: As `read_depth`, or there is no frame at that time, or its bytes changed since they were written.
     """
     target = round(time_seconds * 1000)
-    try:
-        # Matroska's header says all; by default FFmpeg would also decode a frame to see what is in it.
-        with _opened(source, probesize="32") as container:
-            stream = container.streams.video[0]
-            container.seek(target, stream=stream, backward=True)
-            others = False
-            for packet in container.demux(stream):
-                # Every frame is a key frame: what lies before the wanted one need not be decoded.
-                if packet.pts is None or packet.pts < target - 1:
-                    continue
-                if crc32 is None or zlib.crc32(packet) == crc32:
-                    for frame in packet.decode():
-                        return _half(frame)
-                others = True
-                if packet.pts > target + _MOST_BEHIND_MS:
-                    break
-            if others:
-                raise DatasetError(
-                    f"{_name(source)} is damaged: its frame at {time_seconds:.3f} s is not what was written; or a "
-                    "later run made it anew: then open the dataset again"
-                )
-    except (OSError, av.error.FFmpegError, IndexError) as exc:
-        raise DatasetError(f"{_name(source)} can't be read as a depth file: {exc}") from exc
+    # Matroska's header says all; by default FFmpeg would also decode a frame to see what is in it.
+    with _opened(source, probesize="32") as container:
+        stream = container.streams.video[0]
+        container.seek(target, stream=stream, backward=True)
+        others = False
+        for packet in container.demux(stream):
+            # Every frame is a key frame: what lies before the wanted one need not be decoded.
+            if packet.pts is None or packet.pts < target - 1:
+                continue
+            if crc32 is None or zlib.crc32(packet) == crc32:
+                for frame in packet.decode():
+                    return _half(frame)
+            others = True
+            if packet.pts > target + _MOST_BEHIND_MS:
+                break
+        if others:
+            raise DatasetError(
+                f"{_name(source)} is damaged: its frame at {time_seconds:.3f} s is not what was written; or a "
+                "later run made it anew: then open the dataset again"
+            )
     raise DatasetError(f"{_name(source)} has no frame at {time_seconds:.3f} s")
 
 
@@ -178,17 +181,14 @@ def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bo
     Raises:
         DatasetError: The file is missing or can't be decoded to its end.
     """
-    try:
-        with _opened(source) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # our encoder's pictures are one slice, which threads can't share
-            reformatter = VideoReformatter()  # one for all frames: setting one up takes 0.2 ms
-            for index, frame in enumerate(container.decode(stream)):
-                time_seconds = float(frame.time or 0.0)
-                if wanted is None or wanted(index, time_seconds):
-                    yield Frame(index, time_seconds, _rgb(frame, reformatter))
-    except (OSError, av.error.FFmpegError, IndexError) as exc:
-        raise DatasetError(f"{_name(source)} can't be decoded: {exc}") from exc
+    with _opened(source) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # our encoder's pictures are one slice, which threads can't share
+        reformatter = VideoReformatter()  # one for all frames: setting one up takes 0.2 ms
+        for index, frame in enumerate(container.decode(stream)):
+            time_seconds = float(frame.time or 0.0)
+            if wanted is None or wanted(index, time_seconds):
+                yield Frame(index, time_seconds, _rgb(frame, reformatter))
 
 
 def count_frames(source: str | Path | BinaryIO) -> int:
@@ -210,30 +210,27 @@ def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
     Raises:
         DatasetError: As `read_frames`.
     """
-    try:
-        with _opened(source) as container:
-            stream = container.streams.video[0]
-            # A frame's own time, or else half a millisecond more: what people write down is rounded.
-            exactly, ticks = (round((time_seconds + more) / stream.time_base) for more in (0, 5e-4))
-            container.seek(ticks, stream=stream, backward=True)
-            # In decoding order; what is shown by then has been decoded by then.
-            packets, shown = [], list[int]()
-            for packet in container.demux(stream):
-                if shown and (packet.dts or 0) > ticks:  # but the first frame is shown before its time, too
-                    break
-                packets.append(packet)
-                if packet.pts is not None:
-                    shown.append(packet.pts)
-            by_then = max((pts for pts in shown if pts <= ticks), default=min(shown, default=0))
-            target = exactly if exactly in shown else by_then
-            for packet in [*packets, None]:
-                # Of the frames before it only those are decoded that others are made from.
-                stream.codec_context.skip_frame = "NONREF" if packet and (packet.pts or 0) < target else "DEFAULT"
-                for frame in stream.codec_context.decode(packet):
-                    if frame.pts == target:
-                        return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
-    except (OSError, av.error.FFmpegError, IndexError) as exc:
-        raise DatasetError(f"{_name(source)} can't be decoded: {exc}") from exc
+    with _opened(source) as container:
+        stream = container.streams.video[0]
+        # A frame's own time, or else half a millisecond more: what people write down is rounded.
+        exactly, ticks = (round((time_seconds + more) / stream.time_base) for more in (0, 5e-4))
+        container.seek(ticks, stream=stream, backward=True)
+        # In decoding order; what is shown by then has been decoded by then.
+        packets, shown = [], list[int]()
+        for packet in container.demux(stream):
+            if shown and (packet.dts or 0) > ticks:  # but the first frame is shown before its time, too
+                break
+            packets.append(packet)
+            if packet.pts is not None:
+                shown.append(packet.pts)
+        by_then = max((pts for pts in shown if pts <= ticks), default=min(shown, default=0))
+        target = exactly if exactly in shown else by_then
+        for packet in [*packets, None]:
+            # Of the frames before it only those are decoded that others are made from.
+            stream.codec_context.skip_frame = "NONREF" if packet and (packet.pts or 0) < target else "DEFAULT"
+            for frame in stream.codec_context.decode(packet):
+                if frame.pts == target:
+                    return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
     raise DatasetError(f"{_name(source)} has no frame")
 
 
@@ -243,11 +240,8 @@ def read_checksums(source: str | Path | BinaryIO) -> list[int]:
     Raises:
         DatasetError: As `read_depth`.
     """
-    try:
-        with _opened(source) as container:
-            return [zlib.crc32(packet) for packet in container.demux(video=0) if packet.size]
-    except (OSError, av.error.FFmpegError, IndexError) as exc:
-        raise DatasetError(f"{_name(source)} can't be read as a depth file: {exc}") from exc
+    with _opened(source) as container:
+        return [zlib.crc32(packet) for packet in container.demux(video=0) if packet.size]
 
 
 def _name(source: str | Path | BinaryIO) -> str:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
 
 import aiohttp
 
-from kdepth.addresses import Connector, public_url
+from kdepth.addresses import Connector
 from kdepth.transfer import Fetched, Transfer
-
-__all__ = ["Fetched", "client_session", "fetch", "public_url", "run"]
-
-_T = TypeVar("_T")
 
 _CONNECT_SECONDS = 30
 _READ_BUFFER_BYTES = 2**18
@@ -94,15 +87,3 @@ async def fetch(
             url, Path(path), session=session, max_bytes=max_bytes, attempts=attempts, backoff_seconds=backoff_seconds
         )
         return await transfer.run(timeout_seconds)
-
-
-def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """The result of a coroutine, from a script and from a running notebook kernel alike."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    import nest_asyncio  # it patches asyncio for the whole process, so only where a loop is running already
-
-    nest_asyncio.apply(loop)
-    return loop.run_until_complete(coroutine)

@@ -58,15 +58,11 @@ class FfmpegResult:
     Attributes:
         log: What it printed: all of it, or the first 64 KiB and the last 16 KiB.
         returncode: Exit status, negative for a signal.
-        wall_seconds: From start to end.
-        cpu_seconds: User and system time.
         peak_memory_bytes: Largest resident set; at least what this process had when it started the other.
     """
 
     log: str
     returncode: int
-    wall_seconds: float
-    cpu_seconds: float
     peak_memory_bytes: int
 
 
@@ -163,7 +159,7 @@ def run_ffmpeg(
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     # Each malloc arena takes 64 MB of address space.
     environment |= {"MALLOC_ARENA_MAX": "2", "AV_LOG_FORCE_NOCOLOR": "1", "LC_ALL": "C"}
-    started = time.monotonic()
+    deadline = time.monotonic() + timeout_seconds
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -175,7 +171,7 @@ def run_ffmpeg(
     )
     try:
         _limit(process.pid, timeout_seconds * threads, max_memory_bytes, niceness)
-        log, timed_out = _read_log(process, started + timeout_seconds)
+        log, timed_out = _read_log(process, deadline)
     finally:
         # Also on KeyboardInterrupt. The group's leader is not reaped yet, so the number is still ours.
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -184,13 +180,7 @@ def run_ffmpeg(
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.stderr:
             process.stderr.close()
-    result = FfmpegResult(
-        log=log,
-        returncode=process.returncode,
-        wall_seconds=time.monotonic() - started,
-        cpu_seconds=usage.ru_utime + usage.ru_stime,
-        peak_memory_bytes=usage.ru_maxrss * 1024,
-    )
+    result = FfmpegResult(log, process.returncode, usage.ru_maxrss * 1024)
     if timed_out:
         raise TranscodeTimeoutError(str(source), result.returncode, f"stopped after {timeout_seconds:g} s")
     if result.returncode < 0 or (result.returncode > 0 and not expect_failure):

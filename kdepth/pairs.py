@@ -22,6 +22,7 @@ Pair = tuple[NDArray[np.uint8], NDArray[np.float32], dict[str, Any]]
 class FramePairs:
     """Pairs of picture and inverse depth, by number; a map-style dataset of PyTorch's.
 
+    For instance ``DataLoader(torch_dataset(root, size=(180, 320), seed=0), batch_size=16, num_workers=2)``.
     The list of all frames is kept in flat arrays (20 bytes a frame), the files are opened as pairs are asked for.
 
     Args:
@@ -112,11 +113,4 @@ class FramePairs:
         return rgb, inverse_depth, meta
 
 
-def torch_dataset(
-    root: str | Path, *, where: str | None = None, size: tuple[int, int] | None = None, seed: int | None = None
-) -> FramePairs:
-    """Pairs of picture and depth for a PyTorch ``DataLoader``; the arguments are those of `FramePairs`.
-
-    For instance ``DataLoader(torch_dataset(root, size=(180, 320), seed=0), batch_size=16, num_workers=2)``.
-    """
-    return FramePairs(root, where=where, size=size, seed=seed)
+torch_dataset = FramePairs  # the name that `kdepth` exports

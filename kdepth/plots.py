@@ -30,6 +30,10 @@ _COLOUR_MAP = "inferno"
 _STAGES = {"download": "#4c78a8", "transcode": "#f58518", "depth": "#54a24b"}
 
 
+def _axes(figsize: tuple[float, float] | None = None) -> Axes:
+    return plt.figure(figsize=figsize, layout="constrained").add_subplot()
+
+
 def unit(clip: Clip) -> str:
     """Unit of a clip's inverse depth, for a colour bar."""
     return "inverse depth [1/m]" if clip.row["depth_kind"] == "metric" else "inverse depth [relative]"
@@ -68,8 +72,7 @@ def show_inverse_depth(
         limits: Colour limits, to be shared by pictures that are compared; default: `robust_limits`.
         label: Of the colour bar, with the unit.
     """
-    if ax is None:
-        ax = plt.figure(layout="constrained").add_subplot()
+    ax = ax or _axes()
     low, high = limits or robust_limits(inverse_depth)
     image = ax.imshow(inverse_depth, cmap=_COLOUR_MAP, vmin=low, vmax=high)
     ax.figure.colorbar(image, ax=ax, label=label, fraction=0.035, pad=0.02)
@@ -191,8 +194,7 @@ def point_cloud(clip: Clip, index: int, *, ax: Axes3D | None = None, num_points:
 
 def statistics_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
     """Median and 5th to 95th percentile of a clip's inverse depth over its time."""
-    if ax is None:
-        ax = plt.figure(figsize=(8, 3), layout="constrained").add_subplot()
+    ax = ax or _axes((8, 3))
     clip._check_has("depth")
     frames = clip.row["frames"]
     time_seconds = [frame["time_seconds"] for frame in frames]
@@ -231,8 +233,7 @@ def scale_jumps(clip: Clip, *, stable: bool = False) -> NDArray[np.float64]:
 
 def flicker_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
     """A clip's `scale_jumps` over its time: as stored, and with ``stable=True``."""
-    if ax is None:
-        ax = plt.figure(figsize=(8, 3), layout="constrained").add_subplot()
+    ax = ax or _axes((8, 3))
     time_seconds = [frame["time_seconds"] for frame in clip.row["frames"]]
     for stable, name in ((False, "as stored"), (True, "stable=True")):
         jumps = 100 * scale_jumps(clip, stable=stable)
@@ -259,8 +260,7 @@ def nearness_by_label(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
             ratios = [frame["p95"] / max(frame["median"], 1e-6) for frame in row["frames"]]
             by_label.setdefault(row["label"] or "no label", []).append(float(np.mean(ratios)))
     labels = sorted(by_label, key=lambda label: float(np.mean(by_label[label])))
-    if ax is None:
-        ax = plt.figure(figsize=(8, 1 + 0.3 * len(labels)), layout="constrained").add_subplot()
+    ax = ax or _axes((8, 1 + 0.3 * len(labels)))
     for line, label in enumerate(labels):
         ax.plot(by_label[label], [line] * len(by_label[label]), "o", alpha=0.6)
     ax.set_yticks(range(len(labels)), labels, parse_math=False)
@@ -285,8 +285,7 @@ def timeline(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
 
     table.sort(key=began)
     start = began(table[0])
-    if ax is None:
-        ax = plt.figure(figsize=(11, 1 + 0.22 * min(len(table), 60)), layout="constrained").add_subplot()
+    ax = ax or _axes((11, 1 + 0.22 * min(len(table), 60)))
     for stage, colour in _STAGES.items():
         bars = [(line, row) for line, row in enumerate(table) if row[f"{stage}_started_at"]]
         lines = [line for line, _ in bars]
@@ -337,8 +336,7 @@ def show_stable(clip: Clip, *, num_frames: int = 4) -> Figure:
 
 def clips_in_work(load: StageLoad, *, ax: Axes | None = None) -> Axes:
     """How many clips each stage worked on over the time of a run, one on top of the other."""
-    if ax is None:
-        ax = plt.figure(figsize=(11, 2), layout="constrained").add_subplot()
+    ax = ax or _axes((11, 2))
     below = np.zeros(load.edges.size - 1)
     for stage, colour in _STAGES.items():
         ax.stairs(below + load.in_work[stage], load.edges, baseline=below, fill=True, color=colour, label=stage)
@@ -350,8 +348,7 @@ def clips_in_work(load: StageLoad, *, ax: Axes | None = None) -> Axes:
 
 def clips_waiting(load: StageLoad, *, ax: Axes | None = None) -> Axes:
     """How many clips waited between the stages over the time of a run."""
-    if ax is None:
-        ax = plt.figure(figsize=(11, 2), layout="constrained").add_subplot()
+    ax = ax or _axes((11, 2))
     for stage, name in (("transcode", "downloaded, not yet transcoded"), ("depth", "transcoded, no depth yet")):
         ax.stairs(load.waiting[stage], load.edges, color=_STAGES[stage], label=name, linewidth=1.5)
     ax.set(ylabel="clips waiting", xlabel="seconds since the first stage began")

@@ -20,7 +20,7 @@ in camera axes, so that the ray parameter *is* the depth along the optical axis.
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
@@ -33,6 +33,28 @@ PATTERN_SIZE = 128
 _TILE = 16
 
 Array = NDArray[Any]
+Vec = tuple[float, float, float]
+
+
+class _World(NamedTuple):
+    """A scene as the compiled functions take it; `cast` says what each is."""
+
+    kinds: Array
+    geometry: Array
+    material: Array
+    spheres: Array
+    groups: Array
+    light: Array
+    sky: Array
+    bank: Array
+
+
+class _Camera(NamedTuple):
+    k: Array
+    rotation: Array
+    eye: Array
+
+
 # No reference counting in compiled code (nothing in it allocates): its atomic increments took 60 % of the time.
 _OPTIONS: dict[str, Any] = {
     "_nrt": False,
@@ -52,12 +74,8 @@ def njit(function: Function) -> Function:
 
 # ---------------------------------------------------------------------------------------------------- patterns
 @cache
-def pattern_bank() -> tuple[Array, int]:
-    """Tileable grey patterns with their mip levels.
-
-    Returns:
-        ``(texels, num_patterns)``: uint8 (num_patterns, 128*128 + 64*64 + ... + 1), levels one after the other.
-    """
+def pattern_bank() -> Array:
+    """Tileable grey patterns with their mip levels, one after another: uint8 (patterns, 128*128 + 64*64 + ... + 1)."""
     rng = np.random.default_rng(7)
     size = PATTERN_SIZE
     y, x = np.mgrid[0:size, 0:size] / size
@@ -131,7 +149,7 @@ def pattern_bank() -> tuple[Array, int]:
     while True:
         levels.append(np.round(mip * 255).astype(np.uint8).reshape(len(out), -1))
         if mip.shape[1] == 1:
-            return np.ascontiguousarray(np.concatenate(levels, 1)), len(out)
+            return np.ascontiguousarray(np.concatenate(levels, 1))
         mip = mip.reshape(len(out), mip.shape[1] // 2, 2, -1, 2).mean((2, 4))
 
 
@@ -165,20 +183,9 @@ def _height(geometry: Array, i: int, x: float, z: float) -> float:
 
 
 @njit
-def _root(
-    kind: int,
-    geometry: Array,
-    i: int,
-    ox: float,
-    oy: float,
-    oz: float,
-    dx: float,
-    dy: float,
-    dz: float,
-    lo: float,
-    hi: float,
-) -> float:
+def _root(kind: int, geometry: Array, i: int, origin: Vec, ray: Vec, lo: float, hi: float) -> float:
     """Smallest ray parameter in (lo, hi) at which a local ray enters the primitive, or -1."""
+    (ox, oy, oz), (dx, dy, dz) = origin, ray
     a, b, c, p, q = geometry[i, 12], geometry[i, 13], geometry[i, 14], geometry[i, 15], geometry[i, 16]
     if kind == RECT:
         if abs(dy) < 1e-12:
@@ -363,37 +370,24 @@ def _uv(material: Array, i: int, x: float, y: float, z: float, nx: float, ny: fl
 
 
 @njit
-def _holes(i: int, kind: int, geometry: Array, material: Array, bank: Array, x: float, y: float, z: float) -> bool:
+def _holes(i: int, world: _World, x: float, y: float, z: float) -> bool:
     """Whether a cut-out pattern has a hole at a point of the surface (local axes)."""
-    nx, ny, nz = _normal(kind, geometry, i, x, y, z)
-    u, v = _uv(material, i, x, y, z, nx, ny, nz)
-    return _texel(bank, int(material[i, 19]), u, v, 0) < geometry[i, 17]
+    nx, ny, nz = _normal(world.kinds[i], world.geometry, i, x, y, z)
+    u, v = _uv(world.material, i, x, y, z, nx, ny, nz)
+    return _texel(world.bank, int(world.material[i, 19]), u, v, 0) < world.geometry[i, 17]
 
 
 @njit
-def _hit(
-    i: int,
-    kinds: Array,
-    geometry: Array,
-    material: Array,
-    bank: Array,
-    x: float,
-    y: float,
-    z: float,
-    dx: float,
-    dy: float,
-    dz: float,
-    lo: float,
-    hi: float,
-) -> float:
+def _hit(i: int, world: _World, origin: Vec, ray: Vec, lo: float, hi: float) -> float:
     """Ray parameter of the first hit of primitive i in (lo, hi), or -1; holes are seen through."""
-    kind = kinds[i]
+    kind, geometry = world.kinds[i], world.geometry
+    x, y, z = origin
     ox, oy, oz = _local(geometry, i, x - geometry[i, 0], y - geometry[i, 1], z - geometry[i, 2])
-    dx, dy, dz = _local(geometry, i, dx, dy, dz)
-    t = _root(kind, geometry, i, ox, oy, oz, dx, dy, dz, lo, hi)
+    dx, dy, dz = _local(geometry, i, ray[0], ray[1], ray[2])
+    t = _root(kind, geometry, i, (ox, oy, oz), (dx, dy, dz), lo, hi)
     if t < 0 or geometry[i, 17] <= 0 or t > 40:  # far leaves would only alias
         return t
-    if not _holes(i, kind, geometry, material, bank, ox + t * dx, oy + t * dy, oz + t * dz):
+    if not _holes(i, world, ox + t * dx, oy + t * dy, oz + t * dz):
         return t
     if kind != ELLIPSOID:
         return -1.0
@@ -401,74 +395,45 @@ def _hit(
     a2, b2, c2 = geometry[i, 12] ** 2, geometry[i, 13] ** 2, geometry[i, 14] ** 2
     middle = -(ox * dx / a2 + oy * dy / b2 + oz * dz / c2) / (dx * dx / a2 + dy * dy / b2 + dz * dz / c2)
     t = 2 * middle - t
-    if t <= lo or t >= hi or _holes(i, kind, geometry, material, bank, ox + t * dx, oy + t * dy, oz + t * dz):
+    if t <= lo or t >= hi or _holes(i, world, ox + t * dx, oy + t * dy, oz + t * dz):
         return -1.0
     return t
 
 
 @njit
-def _misses(table: Array, i: int, x: float, y: float, z: float, dx: float, dy: float, dz: float, hi: float) -> bool:
+def _misses(table: Array, i: int, origin: Vec, ray: Vec, hi: float) -> bool:
     """Whether a ray (unit direction) surely misses a bounding sphere: row i of a table (x, y, z, radius, ...)."""
+    x, y, z = origin
     cx, cy, cz, r = table[i, 0] - x, table[i, 1] - y, table[i, 2] - z, abs(table[i, 3])
-    m = cx * dx + cy * dy + cz * dz
+    m = cx * ray[0] + cy * ray[1] + cz * ray[2]
     return m < -r or m > hi + r or cx * cx + cy * cy + cz * cz - m * m > r * r
 
 
 @njit
-def _occluded(
-    kinds: Array,
-    geometry: Array,
-    material: Array,
-    spheres: Array,
-    groups: Array,
-    bank: Array,
-    x: float,
-    y: float,
-    z: float,
-    dx: float,
-    dy: float,
-    dz: float,
-    hi: float,
-    skip: int,
-) -> bool:
+def _occluded(world: _World, origin: Vec, ray: Vec, hi: float, skip: int) -> bool:
     """Whether anything but primitive ``skip`` lies on the way from a point along a unit direction up to hi."""
+    kinds, spheres, groups = world.kinds, world.spheres, world.groups
     for n in range(len(groups)):
-        if _misses(groups, n, x, y, z, dx, dy, dz, hi):
+        if _misses(groups, n, origin, ray, hi):
             continue
         for i in range(int(groups[n, 5]), int(groups[n, 6])):
             if spheres[i, 3] < 0 or (i == skip and (kinds[i] == RECT or kinds[i] == TERRAIN)):  # < 0: casts no shadow
                 continue
-            if _misses(spheres, i, x, y, z, dx, dy, dz, hi):
-                continue
-            if _hit(i, kinds, geometry, material, bank, x, y, z, dx, dy, dz, 1e-3, hi) > 0:
+            if not _misses(spheres, i, origin, ray, hi) and _hit(i, world, origin, ray, 1e-3, hi) > 0:
                 return True
     return False
 
 
 @njit
-def _nearest(
-    kinds: Array,
-    geometry: Array,
-    material: Array,
-    spheres: Array,
-    groups: Array,
-    bank: Array,
-    x: float,
-    y: float,
-    z: float,
-    dx: float,
-    dy: float,
-    dz: float,
-    skip: int,
-) -> tuple[int, float]:
+def _nearest(world: _World, origin: Vec, ray: Vec, skip: int) -> tuple[int, float]:
     """First primitive along any ray (no tiles; unit direction): for reflections."""
-    best, found = FAR_M, -1
+    groups, best, found = world.groups, FAR_M, -1
     for n in range(len(groups)):
-        if _misses(groups, n, x, y, z, dx, dy, dz, best):
+        if _misses(groups, n, origin, ray, best):
             continue
         for i in range(int(groups[n, 5]), int(groups[n, 6])):
-            if i != skip and not _misses(spheres, i, x, y, z, dx, dy, dz, best):
-                t = _hit(i, kinds, geometry, material, bank, x, y, z, dx, dy, dz, 1e-3, best)
+            if i != skip and not _misses(world.spheres, i, origin, ray, best):
+                t = _hit(i, world, origin, ray, 1e-3, best)
                 if t > 0:
                     best, found = t, i
     return found, best
@@ -506,22 +471,12 @@ def _albedo(material: Array, i: int, bank: Array, u: float, v: float, level: int
 
 
 @njit
-def _openness(
-    i: int,
-    geometry: Array,
-    spheres: Array,
-    groups: Array,
-    x: float,
-    y: float,
-    z: float,
-    nx: float,
-    ny: float,
-    nz: float,
-) -> float:
+def _openness(i: int, world: _World, at: Vec, normal: Vec) -> float:
     """Share of ambient light that small things close by let through (spheres of equal bulk; Quilez, "sphere
     occlusion").
     """
-    left = 1.0
+    geometry, spheres, groups = world.geometry, world.spheres, world.groups
+    (x, y, z), (nx, ny, nz), left = at, normal, 1.0
     for n in range(len(groups)):
         cx, cy, cz = groups[n, 0] - x, groups[n, 1] - y, groups[n, 2] - z
         reach = groups[n, 3] + groups[n, 4]
@@ -540,32 +495,14 @@ def _openness(
 
 @njit
 def _shade(
-    i: int,
-    t: float,
-    kinds: Array,
-    geometry: Array,
-    material: Array,
-    spheres: Array,
-    groups: Array,
-    light: Array,
-    sky: Array,
-    bank: Array,
-    ox: float,
-    oy: float,
-    oz: float,
-    dx: float,
-    dy: float,
-    dz: float,
-    pixel: float,
-    rnd_a: float,
-    rnd_b: float,
-    full: bool,
+    i: int, t: float, world: _World, origin: Vec, ray: Vec, pixel: float, rnd_a: float, rnd_b: float, full: bool
 ) -> tuple[float, float, float, float, float, float, float, float]:
     """Primitive i along a unit ray at distance t: linear RGB, key light that arrives, normal (3), cosine to the viewer.
 
     ``full`` False (reflections): no shadows and no ambient occlusion.
     """
-    kind = kinds[i]
+    kind, geometry, material, light, bank = world.kinds[i], world.geometry, world.material, world.light, world.bank
+    (ox, oy, oz), (dx, dy, dz) = origin, ray
     x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
     lx, ly, lz = _local(geometry, i, x - geometry[i, 0], y - geometry[i, 1], z - geometry[i, 2])
     ax, ay, az = _normal(kind, geometry, i, lx, ly, lz)
@@ -602,11 +539,7 @@ def _shade(
         lit = 0.7
         if full:
             hi = reach if lamp else 300.0
-            lit = (
-                0.0
-                if _occluded(kinds, geometry, material, spheres, groups, bank, px, py, pz, kx, ky, kz, hi, i)
-                else 1.0
-            )
+            lit = 0.0 if _occluded(world, (px, py, pz), (kx, ky, kz), hi, i) else 1.0
         if lit > 0 and material[i, 13] > 0:
             hx, hy, hz = kx - dx, ky - dy, kz - dz
             h = (nx * hx + ny * hy + nz * hz) / (math.sqrt(hx * hx + hy * hy + hz * hz) + 1e-9)
@@ -621,7 +554,7 @@ def _shade(
     f2 = fx * fx + fy * fy + fz * fz + 1e-6
     fill = max(0.15 + 0.85 * (nx * fx + ny * fy + nz * fz) / math.sqrt(f2), 0.0) / (1.0 + f2 / (light[20] * light[20]))
     if full:
-        openness = _openness(i, geometry, spheres, groups, x, y, z, nx, ny, nz)
+        openness = _openness(i, world, (x, y, z), (nx, ny, nz))
     up, down = (0.5 + 0.5 * ny) * openness, (0.5 - 0.5 * ny) * openness
     r0 = r0 * (light[14] * up + light[17] * down + light[4] * strength + light[11] * fill) + light[4] * gloss
     r1 = r1 * (light[15] * up + light[18] * down + light[5] * strength + light[12] * fill) + light[5] * gloss
@@ -631,49 +564,12 @@ def _shade(
 
 @njit
 def _look(
-    i: int,
-    t: float,
-    kinds: Array,
-    geometry: Array,
-    material: Array,
-    spheres: Array,
-    groups: Array,
-    light: Array,
-    sky: Array,
-    bank: Array,
-    ox: float,
-    oy: float,
-    oz: float,
-    dx: float,
-    dy: float,
-    dz: float,
-    pixel: float,
-    rnd_a: float,
-    rnd_b: float,
+    i: int, t: float, world: _World, origin: Vec, ray: Vec, pixel: float, rnd_a: float, rnd_b: float
 ) -> tuple[float, float, float, float]:
     """Colour along a unit ray that meets primitive i at distance t, with one reflection; and the key light there."""
-    r0, r1, r2, strength, nx, ny, nz, facing = _shade(
-        i,
-        t,
-        kinds,
-        geometry,
-        material,
-        spheres,
-        groups,
-        light,
-        sky,
-        bank,
-        ox,
-        oy,
-        oz,
-        dx,
-        dy,
-        dz,
-        pixel,
-        rnd_a,
-        rnd_b,
-        True,
-    )
+    material, bank = world.material, world.bank
+    (ox, oy, oz), (dx, dy, dz) = origin, ray
+    r0, r1, r2, strength, nx, ny, nz, facing = _shade(i, t, world, origin, ray, pixel, rnd_a, rnd_b, True)
     mirror = material[i, 15]
     if mirror <= 0:
         return r0, r1, r2, strength
@@ -685,43 +581,20 @@ def _look(
     dot = 2 * (mx * dx + ny * dy + mz * dz) / (mx * mx + ny * ny + mz * mz)
     rx, ry, rz = dx - dot * mx, dy - dot * ny, dz - dot * mz
     x, y, z = x + 2e-3 * nx, y + 2e-3 * ny, z + 2e-3 * nz
-    j, s = _nearest(kinds, geometry, material, spheres, groups, bank, x, y, z, rx, ry, rz, i)
+    j, s = _nearest(world, (x, y, z), (rx, ry, rz), i)
     if j >= 0 and material[j, 16] >= 0:
-        s0, s1, s2, _, _, _, _, _ = _shade(
-            j,
-            s,
-            kinds,
-            geometry,
-            material,
-            spheres,
-            groups,
-            light,
-            sky,
-            bank,
-            x,
-            y,
-            z,
-            rx,
-            ry,
-            rz,
-            pixel,
-            rnd_a,
-            rnd_b,
-            False,
-        )
+        s0, s1, s2, _, _, _, _, _ = _shade(j, s, world, (x, y, z), (rx, ry, rz), pixel, rnd_a, rnd_b, False)
     else:
-        s0, s1, s2 = _sky(sky, bank, rx, ry, rz)
-    f = min(
-        mirror + (1 - mirror) * (1 - facing) ** 5 * min(4 * mirror, 1.0), 1.0
-    )  # Schlick's Fresnel term, subdued on dull things
+        s0, s1, s2 = _sky(world.sky, bank, rx, ry, rz)
+    # Schlick's Fresnel term, subdued on dull things.
+    f = min(mirror + (1 - mirror) * (1 - facing) ** 5 * min(4 * mirror, 1.0), 1.0)
     return r0 + (s0 - r0) * f, r1 + (s1 - r1) * f, r2 + (s2 - r2) * f, strength
 
 
 @njit
-def _bounds(
-    kind: int, geometry: Array, i: int, rotation: Array, eye: Array, k: Array, width: int, height: int, boxes: Array
-) -> None:
+def _bounds(kind: int, geometry: Array, i: int, camera: _Camera, width: int, height: int, boxes: Array) -> None:
     """Screen rectangle (x0, y0, x1, y1, nearest z) that holds the primitive: its eight box corners, projected."""
+    k, rotation, eye = camera
     boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3], boxes[i, 4] = 0, 0, width, height, 0.0
     a, b, c, p = geometry[i, 12], geometry[i, 13], geometry[i, 14], geometry[i, 15]
     if kind == CONE:
@@ -759,28 +632,15 @@ def _bounds(
 
 
 @njit
-def _bound(
-    kinds: Array, geometry: Array, rotation: Array, eye: Array, k: Array, width: int, height: int, boxes: Array
-) -> None:
-    for i in range(len(kinds)):
-        _bounds(kinds[i], geometry, i, rotation, eye, k, width, height, boxes)
+def _bound(world: _World, camera: _Camera, width: int, height: int, boxes: Array) -> None:
+    for i in range(len(world.kinds)):
+        _bounds(world.kinds[i], world.geometry, i, camera, width, height, boxes)
 
 
 @njit
 def _cast(
-    kinds: Array,
-    geometry: Array,
-    material: Array,
-    spheres: Array,
-    groups: Array,
-    light: Array,
-    sky: Array,
-    bank: Array,
-    k: Array,
-    rotation: Array,
-    eye: Array,
-    width: int,
-    height: int,
+    world: _World,
+    camera: _Camera,
     samples: int,
     fog: Array,
     portal_m: float,
@@ -788,17 +648,15 @@ def _cast(
     boxes: Array,
     order: Array,
     members: Array,
-    rgb: Array,
-    depth: Array,
-    index: Array,
-    lit: Array,
+    pictures: tuple[Array, Array, Array, Array],
 ) -> None:
+    (k, rotation, eye), (rgb, depth, index, lit) = camera, pictures
+    height, width = depth.shape
     np.random.seed(seed)
-    ox, oy, oz = eye[0], eye[1], eye[2]
+    origin = (eye[0], eye[1], eye[2])
     pixel = 1.0 / k[0, 0]
-    for step in range(
-        2
-    ):  # first one ray a pixel, then samples x samples where neighbours differ: edges, shadow borders
+    # First one ray a pixel, then samples x samples where neighbours differ: edges, shadow borders.
+    for step in range(2):
         for ty in range(0, height, _TILE):
             for tx in range(0, width, _TILE):
                 num = 0
@@ -841,34 +699,17 @@ def _cast(
                                 j = members[n]
                                 if boxes[j, 4] > best:
                                     break
-                                t = _hit(j, kinds, geometry, material, bank, ox, oy, oz, dx, dy, dz, NEAR_M, best)
+                                t = _hit(j, world, origin, (dx, dy, dz), NEAR_M, best)
                                 if t > 0:
                                     best, found = t, j
                             ux, uy, uz, amount = dx / length, dy / length, dz / length, 0.0
-                            if found >= 0 and material[found, 16] >= 0:
+                            if found >= 0 and world.material[found, 16] >= 0:
+                                a, b = np.random.random(), np.random.random()
                                 r0, r1, r2, amount = _look(
-                                    found,
-                                    best * length,
-                                    kinds,
-                                    geometry,
-                                    material,
-                                    spheres,
-                                    groups,
-                                    light,
-                                    sky,
-                                    bank,
-                                    ox,
-                                    oy,
-                                    oz,
-                                    ux,
-                                    uy,
-                                    uz,
-                                    pixel,
-                                    np.random.random(),
-                                    np.random.random(),
+                                    found, best * length, world, origin, (ux, uy, uz), pixel, a, b
                                 )
                             else:
-                                r0, r1, r2 = _sky(sky, bank, ux, uy, uz)
+                                r0, r1, r2 = _sky(world.sky, world.bank, ux, uy, uz)
                                 best = FAR_M if found < 0 else portal_m
                             haze = 1.0 - math.exp(-min(best, 2000.0) * fog[3]) if best < FAR_M else 0.0
                             share = 1.0 / (side * side)
@@ -942,34 +783,10 @@ def cast(
     index = np.zeros((height, width), np.int32)
     lit = np.zeros((height, width), np.float32)
     boxes = np.empty((len(kinds), 5))
-    intrinsics, rotation, eye = np.asarray(intrinsics, float), np.asarray(rotation, float), np.asarray(eye, float)
-    bank, _ = pattern_bank()
-    _bound(kinds, geometry, rotation, eye, intrinsics, width, height, boxes)
+    world = _World(kinds, geometry, material, spheres, groups, light, sky, pattern_bank())
+    camera = _Camera(*(np.asarray(part, float) for part in (intrinsics, rotation, eye)))
+    _bound(world, camera, width, height, boxes)
     order = np.argsort(boxes[:, 4], kind="stable")
-    _cast(
-        kinds,
-        geometry,
-        material,
-        spheres,
-        groups,
-        light,
-        sky,
-        bank,
-        intrinsics,
-        rotation,
-        eye,
-        width,
-        height,
-        samples,
-        np.zeros(4) if fog is None else fog,
-        portal_m,
-        seed,
-        boxes,
-        order,
-        np.empty_like(order),
-        rgb,
-        depth,
-        index,
-        lit,
-    )
+    fog = np.zeros(4) if fog is None else fog
+    _cast(world, camera, samples, fog, portal_m, seed, boxes, order, np.empty_like(order), (rgb, depth, index, lit))
     return rgb, depth, index

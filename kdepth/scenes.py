@@ -996,6 +996,11 @@ SAMPLE_CLIPS: tuple[tuple[str, int, int, str, str, int, Vec, float], ...] = (
     ("kdepthDesk1", 15, 18, "setting a table", "tabletop", 20_000_000, (0.06, 0.05, 0.03), -0.05),
 )
 SAMPLE_FPS, SAMPLE_FRAMES = 24, 72
+_H264 = (
+    *("-c:v", "libx264", "-preset", "veryslow", "-crf", "25", "-threads", "1", "-g", "48", "-pix_fmt", "yuv420p"),
+    *("-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-movflags", "+faststart"),
+)
+_FFV1 = ("-c:v", "ffv1", "-level", "3", "-g", "1", "-slicecrc", "1", "-slices", "4")
 
 
 def sample_frame(clip: int, frame: int, width: int, height: int) -> tuple[Array, Array]:
@@ -1011,35 +1016,17 @@ def sample_frame(clip: int, frame: int, width: int, height: int) -> tuple[Array,
     return linear, depth
 
 
-def _encode(frames: Array, path: Path, pixel_format: str, codec: list[str]) -> None:
+def _encode(frames: Array, path: Path, pixel_format: str, codec: tuple[str, ...]) -> None:
     height, width = frames.shape[1:3]
     command = [
-        imageio_ffmpeg.get_ffmpeg_exe(),
-        "-nostdin",
-        "-v",
-        "error",
-        "-y",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        pixel_format,
-        "-s",
-        f"{width}x{height}",
-        "-r",
-        str(SAMPLE_FPS),
-        "-i",
-        "pipe:",
-        *codec,
-        "-fflags",
-        "+bitexact",
-        "-flags",
-        "+bitexact",
-        str(path),
+        *(imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", pixel_format),
+        *("-s", f"{width}x{height}", "-r", str(SAMPLE_FPS), "-i", "pipe:", *codec),
+        *("-fflags", "+bitexact", "-flags", "+bitexact", str(path)),
     ]
-    subprocess.run([c for c in command if c != "-nostdin"], input=frames.tobytes(), check=True)
+    subprocess.run(command, input=frames.tobytes(), check=True)
 
 
-def write_sample_clips(folder: Path, clips: range | None = None) -> None:
+def write_sample_clips(folder: Path) -> None:
     """Renders the sample clips again: H.264 640x360, true inverse depth 160x90, and the annotation file ``val.csv``.
 
     The depth file is FFV1 in Matroska whose 16-bit samples are half floats of 1/m (sky: 0), rounded to eight
@@ -1048,11 +1035,9 @@ def write_sample_clips(folder: Path, clips: range | None = None) -> None:
 
     Args:
         folder: Where to write; made if missing.
-        clips: Which of `SAMPLE_CLIPS`; None: all.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for k in clips if clips is not None else range(len(SAMPLE_CLIPS)):
-        name, start, end, *_ = SAMPLE_CLIPS[k]
+    for k, (name, start, end, *_) in enumerate(SAMPLE_CLIPS):
         stem = f"{name}_{start:06d}_{end:06d}"
         video = np.empty((SAMPLE_FRAMES, 360, 640, 3), np.uint8)
         inverse = np.empty((SAMPLE_FRAMES, 90, 160), np.float16)
@@ -1062,39 +1047,8 @@ def write_sample_clips(folder: Path, clips: range | None = None) -> None:
             video[n] = cv2.resize(large, (640, 360), interpolation=cv2.INTER_AREA)
             inverse[n] = 1 / sample_frame(k, n, 160, 90)[1]
         bits = np.minimum(inverse.view(np.uint16).astype(np.uint32) + 4, 0x7BFF) & 0xFFF8
-        _encode(
-            video,
-            folder / f"{stem}.mp4",
-            "rgb24",
-            [
-                "-c:v",
-                "libx264",
-                "-preset",
-                "veryslow",
-                "-crf",
-                "25",
-                "-threads",
-                "1",
-                "-g",
-                "48",
-                "-pix_fmt",
-                "yuv420p",
-                "-color_primaries",
-                "bt709",
-                "-color_trc",
-                "bt709",
-                "-colorspace",
-                "bt709",
-                "-movflags",
-                "+faststart",
-            ],
-        )
-        _encode(
-            bits.astype("<u2"),
-            folder / f"{stem}.depth.mkv",
-            "gray16le",
-            ["-c:v", "ffv1", "-level", "3", "-g", "1", "-slicecrc", "1", "-slices", "4"],
-        )
+        _encode(video, folder / f"{stem}.mp4", "rgb24", _H264)
+        _encode(bits.astype("<u2"), folder / f"{stem}.depth.mkv", "gray16le", _FFV1)
     with (folder / "val.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("label", "youtube_id", "time_start", "time_end", "split"))

@@ -207,5 +207,5 @@ class AsYielded(float):
 
 
 def rows_to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows as an Arrow table of `CLIP_SCHEMA`: every column there, nulls typed, whatever is unknown."""
+    """Rows as an Arrow table of `CLIP_SCHEMA`: every column there, nulls typed, whatever is unknown; no others."""
     return pa.Table.from_pylist(list(rows), schema=CLIP_SCHEMA)

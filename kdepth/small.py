@@ -29,6 +29,8 @@ LONG_SIDE_PX = 256  # of the network's input; trained at 192 to 256
 # Of what stands still: the share of the frame before, and the difference of colour in levels of 255 at which 1/e of
 # that share is left. Chosen on the still part of real video (.7 to .9, 4 to 20), and by looking at what moves there.
 _KEPT, _SAME_COLOUR = 0.85, 20.0
+# Difference of colours in [-1, 1] (root of the squared sum) at which a neighbour counts 1/sqrt(e) in upsampling.
+_SIMILAR_COLOUR = 0.12
 FRAMES_TOGETHER = 32  # of the network on a GPU
 _ENLARGED_TOGETHER = 16  # frames on a GPU: at 640 x 360 some 300 MB
 _LOCK = threading.Lock()  # the number of threads is the process's
@@ -324,7 +326,7 @@ def _mean_around(x: Tensor, size: int) -> Tensor:
     return _around(x, size, torch.add) / _around(x.new_ones(x.shape[-2:]), size, torch.add)
 
 
-def upsample(values: Tensor, guide: Tensor, picture: Tensor, *, tolerance: float = 0.12) -> Tensor:
+def upsample(values: Tensor, guide: Tensor, picture: Tensor) -> Tensor:
     """Joint bilateral upsampling: bilinear, but a neighbour counts the less the more its colour differs.
 
     Edges of the result then lie where the picture has them (Kopf et al. 2007, "Joint Bilateral Upsampling").
@@ -333,8 +335,6 @@ def upsample(values: Tensor, guide: Tensor, picture: Tensor, *, tolerance: float
         values: float32 (N, h, w).
         guide: float32 (N, 3, h, w), the small pictures that ``values`` belong to.
         picture: float32 (N, 3, H, W), the large pictures.
-        tolerance: Colour difference (root of the squared sum) at which a neighbour counts 1/sqrt(e), in units of the
-        colours.
 
     Returns:
         float32 (N, H, W).
@@ -354,7 +354,7 @@ def upsample(values: Tensor, guide: Tensor, picture: Tensor, *, tolerance: float
             weight = torch.zeros_like(value)
             for colour, wanted in zip(colours, picture.unbind(1), strict=True):
                 weight += colour.sub_(wanted).square_()
-            weight.mul_(-0.5 / tolerance**2).exp_().add_(1e-3).mul_(wy[:, None] * wx)
+            weight.mul_(-0.5 / _SIMILAR_COLOUR**2).exp_().add_(1e-3).mul_(wy[:, None] * wx)
             total.addcmul_(weight, value)
             weights.add_(weight)
     return total.div_(weights)

@@ -45,7 +45,7 @@ from kdepth.schema import (
 )
 from kdepth.storage import Root
 from kdepth.traffic import published
-from kdepth.transcoding import MAX_HEIGHT_PX, VideoInfo, has_height, transcode_file, video_info
+from kdepth.transcoding import VideoInfo, check_height, has_height, transcode_file, video_info
 from kdepth.youtube import fetch_youtube
 
 if TYPE_CHECKING:
@@ -140,8 +140,7 @@ def transcode(
     Raises:
         ValueError: `height` is not one of these.
     """
-    if not 32 <= height <= MAX_HEIGHT_PX or height % 2:
-        raise ValueError(f"height={height}: must be even, and 32 to {MAX_HEIGHT_PX} pixels")
+    check_height(height)
     return clips.map_batches(
         _transcode_block,
         fn_kwargs={"root": Root(root), "height": height, "keep_raw": keep_raw},
@@ -242,7 +241,7 @@ def _failure(stage: str, error: KdepthError) -> dict[str, Any]:
 
 def _blocks(stage: str, rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
     """A row that took its time is a block of its own, so that the next stage can start on it."""
-    return map(_table, repeated(stage, _by_time(rows)))
+    return map(rows_to_table, repeated(stage, _by_time(rows)))
 
 
 def _by_time(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -255,10 +254,6 @@ def _by_time(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
             done, since = [], time.monotonic()
     if done:
         yield done
-
-
-def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    return rows_to_table([{name: row.get(name) for name in COLUMNS} for row in rows])
 
 
 def _download_block(
@@ -278,7 +273,7 @@ def _download_block(
     empty = True
     keep = keep_archives and root.is_local
     done = _drain(_download_rows(rows, root, by_clip_id, allow_private_hosts, keep, batch_size), at_most)
-    for table in map(_table, repeated("download", done)):
+    for table in map(rows_to_table, repeated("download", done)):
         empty = False
         yield table
     if empty:  # Ray Data wants the schema of what there is none of

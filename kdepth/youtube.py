@@ -17,7 +17,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kdepth.addresses import public_url
-from kdepth.downloads import Fetched
 from kdepth.errors import (
     DownloadError,
     DownloadTimeoutError,
@@ -28,7 +27,10 @@ from kdepth.errors import (
 )
 from kdepth.ffmpeg import ffmpeg_path, launcher
 from kdepth.sources import YOUTUBE_HOSTS
+from kdepth.transfer import Fetched
 
+# Larger pictures only where there are no smaller ones.
+_FORMAT = "bv*[height<=720]+ba/b[height<=720]/bv*+ba/b"
 # What the site says when it refuses a video, which yt-dlp hands on, and what yt-dlp adds to it; the first that fits.
 _REFUSALS = {
     "rate limit": r"rate.?limit|too many requests|captcha",
@@ -44,7 +46,6 @@ async def fetch_youtube(
     path: str | Path,
     *,
     time_span_seconds: tuple[float | None, float | None] = (None, None),
-    max_height: int = 720,
     allow_private_hosts: bool = False,
     max_bytes: int = 4 * 2**30,
     timeout_seconds: float = 3600,
@@ -59,7 +60,6 @@ async def fetch_youtube(
         url: Of a YouTube video.
         path: The file to make, whatever container it is.
         time_span_seconds: Start and end within the video; cut there exactly, for which FFmpeg encodes the clip anew.
-        max_height: Larger pictures are taken only where there are no smaller ones; in pixels.
         allow_private_hosts: Take URLs of other hosts too, whatever they are.
         max_bytes: Limit for the files on the way.
         timeout_seconds: Limit for the whole.
@@ -83,7 +83,7 @@ async def fetch_youtube(
     folder = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.yt-dlp")
     try:
         folder.mkdir(parents=True)
-        arguments = _arguments(url, folder, time_span_seconds, max_height, max_bytes, attempts)
+        arguments = _arguments(url, folder, time_span_seconds, max_bytes, attempts)
         log = await _run(arguments, folder, shown, max_bytes, timeout_seconds)
         files = [file for file in folder.iterdir() if file.suffix != ".part"]
         if len(files) != 1:
@@ -100,7 +100,7 @@ async def fetch_youtube(
 
 
 def _arguments(
-    url: str, folder: Path, span: tuple[float | None, float | None], max_height: int, max_bytes: int, attempts: int
+    url: str, folder: Path, span: tuple[float | None, float | None], max_bytes: int, attempts: int
 ) -> list[str]:
     start, end = span
     section = (
@@ -116,7 +116,7 @@ def _arguments(
         *("--no-mtime", "--no-part", "--socket-timeout", "60", "--max-filesize", str(max_bytes)),
         *("--retries", str(attempts), "--fragment-retries", str(attempts), "--extractor-retries", str(attempts)),
         *("--ffmpeg-location", ffmpeg_path(), "--merge-output-format", "mp4/mkv"),
-        *("--format", f"bv*[height<={max_height}]+ba/b[height<={max_height}]/bv*+ba/b", *section),
+        *("--format", _FORMAT, *section),
         *("--output", str(folder / "clip.%(ext)s"), "--", url),
     ]
 

@@ -88,7 +88,7 @@ def test_what_a_clip_lacks_is_said(tmp_path: Path) -> None:
         lambda: video.inverse_depth(0),
         lambda: video.depth_m(0, stable=True),
         lambda: video.depth_path,
-        lambda: video.save_depth(tmp_path / "a.mp4"),
+        lambda: video.save_depth(tmp_path / "a.npz"),
         lambda: plots.show_clips([video]),
         lambda: plots.scale_jumps(video),
         lambda: plots.statistics_over_time(video),
@@ -99,7 +99,7 @@ def test_what_a_clip_lacks_is_said(tmp_path: Path) -> None:
         raw.frame(0)
     for call in (
         lambda: failed.rgb_at(0),
-        lambda: failed.save_depth(tmp_path / "a.mp4"),
+        lambda: failed.save_depth(tmp_path / "a.npz"),
         lambda: kdepth.compare_models(failed, ["small", "other"]),
     ):
         with pytest.raises(DatasetError, match="failed failed at download: E: no"):

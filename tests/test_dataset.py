@@ -9,6 +9,7 @@ import pytest
 from conftest import Run
 
 import kdepth
+from kdepth import plots
 from kdepth.dataset import ClipWriter, read_rows
 from kdepth.errors import DatasetError
 from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, new_row, rows_to_table
@@ -271,7 +272,7 @@ def test_a_clip_by_its_times_and_as_files(sample_run: Run, tmp_path: Path) -> No
     with np.load(clip.save_depth(tmp_path / "a.npz")) as all_depth:
         assert all_depth["index"].tolist() == clip.depth_indices
         assert np.array_equal(all_depth["inverse_depth"][-1], clip.inverse_depth(index))
-    video = kdepth.read_frames(clip.save_depth(tmp_path / "a.mp4"))
+    video = kdepth.read_frames(plots.depth_video(clip, tmp_path / "a.mp4"))
     assert sum(1 for _ in video) == len(clip.depth_indices)
     with pytest.raises(ValueError, match="must end in"):
         clip.save_depth(tmp_path / "a.jpg", 0)

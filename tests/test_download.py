@@ -8,23 +8,19 @@ import pickle
 import random
 import socket
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import nbformat
 import pytest
 import trustme
 from http_server import Fault, Server, serve
-from nbclient import NotebookClient
 
-import kdepth
 from kdepth import addresses, transfer
-from kdepth.downloads import Fetched, client_session, fetch, public_url, run
+from kdepth.addresses import public_url
+from kdepth.downloads import client_session, fetch
 from kdepth.errors import (
     DownloadError,
     DownloadTimeoutError,
@@ -35,6 +31,7 @@ from kdepth.errors import (
     NotAVideoError,
     RefusedAddressError,
 )
+from kdepth.transfer import Fetched
 
 # What a file of 3 MB looks like from outside: an MP4's first bytes, then noise.
 VIDEO = b"\0\0\0\x18ftypmp42" + random.Random(4).randbytes(3_000_000)
@@ -594,49 +591,4 @@ async def test_proxy_variables_are_honoured(server: Server, tmp_path: Path, monk
 def test_wrong_options(tmp_path: Path) -> None:
     for options in ({"attempts": 0}, {"max_bytes": 0}):
         with pytest.raises(ValueError, match="must be at least 1"):
-            run(get("http://h/a.mp4", tmp_path / "clip.mp4", **options))
-
-
-async def _answer() -> int:
-    async with asyncio.timeout(10):
-        await asyncio.sleep(0)
-    return 42
-
-
-def test_run_in_a_script() -> None:
-    assert run(_answer()) == 42
-
-
-NESTED = """
-import asyncio
-from kdepth.downloads import run
-async def answer():
-    async with asyncio.timeout(10):
-        await asyncio.sleep(0)
-        return await asyncio.gather(asyncio.sleep(0, 4), asyncio.to_thread(lambda: 2))
-"""
-
-
-def test_run_inside_a_running_loop() -> None:
-    # In a process of its own: nest_asyncio patches asyncio for good. Without what the package as a whole imports, which
-    # takes seconds.
-    light = ["import sys, types", "sys.modules['kdepth'] = package = types.ModuleType('kdepth')"]
-    light += [f"package.__path__ = {list(kdepth.__path__)}"]
-    main = ["async def main():", "    print(run(answer()), await answer(), run(answer()))", "asyncio.run(main())"]
-    code = "\n".join([*light, NESTED, *main])
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output == "[4, 2] [4, 2] [4, 2]\n"
-
-
-def test_run_in_a_notebook_kernel(server: Server, tmp_path: Path) -> None:
-    get_it = (
-        "from kdepth.downloads import fetch\n"
-        f"fetched = run(fetch({server.url(NAME)!r}, {str(tmp_path / 'clip.mp4')!r}, allow_private_hosts=True))\n"
-        f"awaited = await fetch({server.url(NAME)!r}, {str(tmp_path / 'clip.mp4')!r}, allow_private_hosts=True)\n"
-        "print(fetched.sha256, awaited.sha256)"
-    )
-    cells = [NESTED, "print(run(answer()), run(answer()))", get_it]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=120).execute()
-    assert notebook.cells[1].outputs[0]["text"] == "[4, 2] [4, 2]\n"
-    assert notebook.cells[2].outputs[0]["text"] == f"{SHA256} {SHA256}\n"
+            asyncio.run(get("http://h/a.mp4", tmp_path / "clip.mp4", **options))

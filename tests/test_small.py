@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kdepth
-from kdepth import small
+from kdepth import small, train
 from kdepth.errors import DepthError
 from kdepth.small import SmallNetwork, load_small, upsample
 
@@ -168,6 +168,25 @@ def test_depth_of_unseen_rendered_scenes(network: SmallNetwork) -> None:
     result = train.validate(network, rgb, inverse, kinds)["all"]
     assert result["spearman"] > 0.75
     assert result["spearman"] > result["ramp_spearman"] + 0.1
+
+
+def test_a_picture_without_any_target_spoils_no_training() -> None:
+    target = torch.rand(4, 8, 8)
+    target[::2] = torch.nan
+    predicted = (torch.rand(4, 8, 8) + 0.5).requires_grad_()
+    loss = train.depth_loss(predicted, target) + train.change_loss(predicted, target)
+    loss.backward()
+    assert predicted.grad is not None
+    assert torch.isfinite(predicted.grad).all()
+    assert (predicted.grad[1] != 0).any()
+    assert torch.equal(train.depth_loss(predicted[1::2], target[1::2]), train.depth_loss(predicted, target))
+    assert train.depth_loss(predicted[::2], target[::2]) == 0
+    assert np.isnan(train.delta1(np.ones((2, 2)), np.zeros((2, 2))))
+    assert np.isnan(
+        train.flicker(np.ones((2, 4, 4)), np.stack([np.zeros((4, 4, 3)), np.full((4, 4, 3), 255)]).astype(np.uint8))
+    )
+    with pytest.raises(ValueError, match="steps=0"):
+        train.train(SmallNetwork(), [], steps=0)
 
 
 def test_depth_of_the_sample_clips(network: SmallNetwork) -> None:

@@ -44,7 +44,8 @@ from kdepth.errors import (
     TranscodeTimeoutError,
     UnsupportedMediaError,
 )
-from kdepth.transcoding import MediaInfo, VideoInfo, default_encoder, probe, transcode_file, video_info
+from kdepth.media import MediaInfo, probe
+from kdepth.transcoding import VideoInfo, default_encoder, transcode_file, video_info
 
 # Mutated files per run; the full one is 2,000.
 NUM_MUTATIONS = int(os.environ.get("KDEPTH_NUM_MUTATIONS", "40"))
@@ -243,15 +244,14 @@ def test_pictures_of_one_time_are_told_apart(tmp_path: Path) -> None:
         assert np.array_equal(read_frame_at(tmp_path / "clip.mp4", frame.time_seconds).rgb, frame.rgb)
 
 
-def test_fit(folder: Path, tmp_path: Path) -> None:
+def test_the_shorter_side_counts(folder: Path, tmp_path: Path) -> None:
     source = Clip("standing.mp4", size=(240, 320)).build(folder)
-    for fit, height, size in (("shorter", 360, (360, 480)), ("height", 360, (270, 360)), ("height", 90, (68, 90))):
-        info = transcode_file(source, tmp_path / "clip.mp4", fit=fit, height=height)
-        assert (info.width, info.height) == size
+    info = transcode_file(source, tmp_path / "clip.mp4")
+    assert (info.width, info.height) == (360, 480)
 
 
 def test_arguments(plain: Path, tmp_path: Path) -> None:
-    for wrong in ({"height": 361}, {"height": 2}, {"fit": "wide"}, {"encoder": "h265"}):
+    for wrong in ({"height": 361}, {"height": 2}, {"encoder": "h265"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             transcode_file(plain, tmp_path / "clip.mp4", **wrong)
 
