@@ -449,11 +449,11 @@ def flicker(inverse: Array, frames: Array, *, still: int = 8) -> float:
     """
     shares = []
     for a, b, picture, following in zip(inverse, inverse[1:], frames, frames[1:], strict=False):
-        scale, shift = np.polyfit(b.ravel(), a.ravel(), 1)
         same = np.abs(picture.astype(np.int16) - following).max(2) < still
         low, high = np.percentile(a, (2, 98))
         if not same.any() or high <= low:
             continue
+        scale, shift = np.polyfit(b.ravel(), a.ravel(), 1)
         shares.append(float(np.abs(scale * b + shift - a)[same].mean() / (high - low)))
     return float(np.mean(shares)) if shares else float("nan")
 
