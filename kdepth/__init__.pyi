@@ -1,7 +1,7 @@
 """The public names and where they are from; a module is imported when one of its names is first used."""
 
 from .clip import Clip
-from .dataset import ClipDataset, open_dataset, pack, project_path
+from .dataset import ClipDataset, open_dataset, pack
 from .depth import estimate_clip_depth
 from .depth_video import read_depth, read_frames
 from .downloads import fetch
@@ -15,6 +15,7 @@ from .errors import (
 )
 from .metrics import ModelComparison, compare_models
 from .models import ClipDepth, DepthModel, load_model
+from .notebooks import check_parameters, project_path
 from .pairs import torch_dataset
 from .plan import pending
 from .runs import RunReport, start_ray, write_lance
@@ -43,6 +44,7 @@ __all__ = [
     "SourceError",
     "TranscodeError",
     "VideoInfo",
+    "check_parameters",
     "compare_models",
     "download",
     "estimate_clip_depth",

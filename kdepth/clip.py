@@ -64,9 +64,9 @@ class Clip:
         """
         video = self._open("video")
         if index in self._depth_frames:  # then its time is known, and the way there is short
-            return read_frame_at(video, self._depth_frames[index]["time_seconds"]).rgb
+            return self._checked(read_frame_at(video, self._depth_frames[index]["time_seconds"]).rgb)
         for frame in read_frames(video, lambda i, time_seconds: i == index):
-            return frame.rgb
+            return self._checked(frame.rgb)
         raise IndexError(f"frame {index} of {self.clip_id}: it has frames 0 to {self.row['num_frames'] - 1}")
 
     def rgb_at(self, time_seconds: float) -> NDArray[np.uint8]:
@@ -81,12 +81,21 @@ class Clip:
         begins = self._depth_frames[0]["time_seconds"] if 0 in self._depth_frames else 0.0
         if not 0 <= time_seconds <= (end := begins + self.row["duration_seconds"]):
             raise IndexError(f"{time_seconds} s of {self.clip_id}: it ends at {end:.3f} s")
-        return read_frame_at(video, time_seconds).rgb
+        return self._checked(read_frame_at(video, time_seconds).rgb)
 
     def frames(self) -> Iterator[NDArray[np.uint8]]:
         """All frames in order, each uint8 ``(H, W, 3)`` RGB."""
         for frame in read_frames(self._open("video")):
-            yield frame.rgb
+            yield self._checked(frame.rgb)
+
+    def _checked(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        height, width = rgb.shape[:2]
+        if self.row["height"] is not None and (height, width) != (self.row["height"], self.row["width"]):
+            raise DatasetError(
+                f"{self.clip_id}: its 360p file is {width}x{height}, the row says {self.row['width']}x"
+                f"{self.row['height']}: a later run made it anew; open the dataset again, without as_of"
+            )
+        return rgb
 
     def inverse_depth(self, index: int, *, stable: bool = False) -> NDArray[np.float32]:
         """Inverse depth of a frame: float32 ``(H, W)``, >= 0, near is large.
@@ -157,9 +166,9 @@ class Clip:
         Args:
             path: Its suffix says what is written. ``.npy``: float32 inverse depth of a frame. ``.png``: 16 bit grey of
                 a frame, depth in millimetres for a metric model (0: farther than 65.535 m), else inverse depth scaled
-                to 0-65535 by the frame's maximum. ``.npz``: of all frames that have depth ``inverse_depth`` float16
-                ``(N, H, W)``, ``index``, ``time_seconds``, ``focal_length_px`` (NaN for relative models). (A video to
-                look at: `kdepth.plots.depth_video`.)
+                to 0-65535 by the clip's maximum, so that its frames can be compared. ``.npz``: of all frames that have
+                depth ``inverse_depth`` float16 ``(N, H, W)``, ``index``, ``time_seconds``, ``focal_length_px`` (NaN
+                for relative models). (A video to look at: `kdepth.plots.depth_video`.)
             index: Number of the frame, for ``.npy`` and ``.png``.
 
         Returns:
@@ -173,6 +182,7 @@ class Clip:
             raise ValueError(f"path={str(path)!r}: must end in .npy or .png (a frame) or .npz (the clip)")
         if (index is None) != (path.suffix == ".npz"):
             raise ValueError(f"index={index}: .npy and .png hold one frame, .npz all of them")
+        path.parent.mkdir(parents=True, exist_ok=True)
         if index is None:
             return self._save_all(path)
         if path.suffix == ".npy":
@@ -182,8 +192,8 @@ class Clip:
             millimetres = self.depth_m(index) * 1000
             grey = np.where(millimetres <= 65535, millimetres, 0)
         else:
-            inverse_depth = self.inverse_depth(index)
-            grey = inverse_depth * (65535 / max(float(inverse_depth.max()), 1e-9))
+            greatest = max(frame["max"] for frame in self._depth_frames.values())
+            grey = self.inverse_depth(index) * (65535 / max(greatest, 1e-9))
         if not cv2.imwrite(str(path), grey.round().astype(np.uint16)):
             raise OSError(f"{path} could not be written")
         return path

@@ -43,22 +43,6 @@ _PARQUET_VERSION = b"kdepth.version"
 _RUN_KEY = "kdepth.run."  # of the dataset's metadata; followed by the run's id
 
 
-def project_path(path: str | Path) -> str | Path:
-    """A path as every notebook means it: relative to the project, wherever the kernel was started.
-
-    papermill runs a notebook in the caller's folder, nbval and Jupyter in the notebook's own.
-
-    Args:
-        path: Absolute, or relative to the nearest folder at or above the working directory that has a
-            ``pyproject.toml``; to the working directory itself if none has. A URI stays as it is.
-    """
-    if "://" in str(path):
-        return str(path)
-    here = Path.cwd()
-    project = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
-    return project / Path(path).expanduser()
-
-
 def open_lance(uri: str) -> lance.LanceDataset | None:
     """The Lance dataset at a path or URI; None if there is none."""
     try:
@@ -263,7 +247,10 @@ class ClipDataset:
         if found is None:
             found = open_lance(self._root.uri)
         if found is None:
-            raise DatasetError(f"no dataset at {self._root.lance_uri}: run the pipeline with this root first")
+            raise DatasetError(
+                f"no dataset at {self._root.lance_uri}: run the pipeline with this root first (a path relative to the "
+                "project, as the notebooks take it, is kdepth.project_path(root) in Python)"
+            )
         if "depth" not in found.schema.names and found.uri.rstrip("/") == self._root.uri:
             raise DatasetError(f"{root} is the table of a dataset, whose files lie beside it: give the folder it is in")
         self.lance = found if as_of is None else _version_of(found, as_of)
@@ -402,11 +389,11 @@ class ClipDataset:
         columns = ["clip_id", "failed_stage", "error_type", "error_message", "source_url"]
         return self.table(where=f"status = '{FAILED}'", columns=columns)
 
-    def similar(self, clip_id: str, k: int = 5) -> pa.Table:
+    def similar(self, clip: str | Clip, k: int = 5) -> pa.Table:
         """Clips whose depth is laid out most alike: nearest in cosine distance of ``depth_thumbnail``.
 
         Args:
-            clip_id: The clip to compare with.
+            clip: The clip to compare with, or its ``clip_id``.
             k: How many others.
 
         Returns:
@@ -416,6 +403,7 @@ class ClipDataset:
             KeyError: No such clip.
             DatasetError: The clip has no depth.
         """
+        clip_id = clip.clip_id if isinstance(clip, Clip) else clip
         query = self._row(clip_id, ["depth_thumbnail"])["depth_thumbnail"]
         if query is None:
             raise DatasetError(f"{clip_id} has no depth to compare with")
@@ -429,8 +417,15 @@ class ClipDataset:
 
         For instance
         ``select label, avg(f['median']) from (select label, unnest(frames) f from dataset) group by label``.
+
+        Raises:
+            ValueError: It is no such query.
         """
-        return self.lance.sql(query).build().to_stream_reader().read_all()
+        try:
+            return self.lance.sql(query).build().to_stream_reader().read_all()
+        except (OSError, ValueError) as exc:
+            reason = str(exc).partition(", /")[0]
+            raise ValueError(f"{reason} (the table is `dataset`; its columns: {', '.join(CLIP_SCHEMA.names)})") from exc
 
     def __repr__(self) -> str:
         return f"ClipDataset({str(self.root).rstrip('/').rpartition('/')[2]}, {len(self)} clips)"
@@ -440,6 +435,7 @@ class ClipDataset:
         rows = self.lance.to_table(columns=["status", "label", "num_depth_frames", "duration_seconds"])
         ok = rows.filter(pc.equal(rows["status"], OK))
         labels = Counter(ok["label"].to_pylist()).most_common()
+        labels = labels if labels and labels != [(None, ok.num_rows)] else []
         shown = [f"{label or 'no label'} ({count})" for label, count in labels[:12]]
         more = [f"and {len(labels) - 12} more"] if len(labels) > 12 else []
         seconds = pc.sum(ok["duration_seconds"]).as_py() or 0.0

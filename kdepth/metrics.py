@@ -37,7 +37,7 @@ class Agreement:
         return f"AbsRel {self.abs_rel:.3f}, rank correlation {self.rank_correlation:.3f}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ModelComparison:
     """What several models say of one frame; a notebook shows it as a picture and numbers.
 
@@ -54,6 +54,8 @@ class ModelComparison:
     def __str__(self) -> str:
         first, *others = self.inverse_depth
         return "\n".join([f"compared with {first}:", *(f"  {name}: {self.agreement[name]}" for name in others)])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         facts: dict[str, object] = {

@@ -6,6 +6,7 @@ Importing this module is light. Torch is imported when a model is loaded, transf
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -53,7 +54,15 @@ class ClipDepth:
 
 
 class DepthModel:
-    """A loaded model; made by `load_model`.
+    """A loaded model; made by `load_model`, or by a Python file of one's own that `load_model` is given.
+
+    Args:
+        predict: Of uint8 ``(N, 3, H, W)`` frames on the device, the camera's focal length in pixels if it is known, and
+            what the call for the frames before left: float32 ``(N, H, W)`` inverse depth (1/m, or relative; near is
+            large), ``(N,)`` focal lengths in pixels or None, and what to leave to the next call.
+        kind, name, revision, batch_size: See below; those of a file of one's own are named by the file.
+        device: Where the frames are to be.
+        by_frame: It works on a frame at a time, however many it is given.
 
     Attributes:
         kind: ``"metric"`` (1/m) or ``"relative"``.
@@ -67,9 +76,9 @@ class DepthModel:
         predict: Predict,
         *,
         kind: DepthKind,
-        name: str,
-        revision: str,
-        batch_size: int,
+        name: str = "",
+        revision: str = "",
+        batch_size: int = 1,
         device: str = "cpu",
         by_frame: bool = False,
     ) -> None:
@@ -79,7 +88,7 @@ class DepthModel:
         self.batch_size = batch_size
         self.device = device
         self._predict = predict
-        self._by_frame = by_frame  # works on a frame at a time, however many it is given
+        self._by_frame = by_frame
 
     @property
     def identity(self) -> str:
@@ -153,8 +162,9 @@ def load_model(
     Args:
         name: ``"small"`` (embedded, relative); ``"depth-pro"`` (Apple's, metric); the hub's name of any checkpoint of
             Depth Pro, Depth Anything, ZoeDepth, GLPN or DPT, such as ``"depth-anything/Depth-Anything-V2-Small-hf"``;
-            a folder with such a checkpoint (``config.json``, ``preprocessor_config.json``, ``model.safetensors``); or
-            Apple's own ``depth_pro.pt``.
+            a folder with such a checkpoint (``config.json``, ``preprocessor_config.json``, ``model.safetensors``);
+            Apple's own ``depth_pro.pt``; or a network of your own: a ``.py`` file with a function ``load(device)`` that
+            gives a `DepthModel` (`dtype` and `revision` are then its own affair).
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"``: a GPU if there is one.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; ``"auto"``: what is fast on the device. The last layers and
             everything after them is float32 in any case. (On a GPU torch rounds the factors of float32 convolutions to
@@ -166,7 +176,7 @@ def load_model(
     Raises:
         ValueError: An option that can't be, or that contradicts the checkpoint.
         DepthError: The weights can't be had (the message says where to get them and where to put them), are damaged, or
-            are of a family whose output kdepth does not know how to read.
+            are of a family whose output kdepth does not know how to read; or the file has no such function.
     """
     import torch
 
@@ -187,6 +197,8 @@ def load_model(
     if str(name) == "small":
         _check_small_kind(depth_kind)
         return _load_small(device, dtype)
+    if (own := _own_file(name)) is not None:
+        return _load_own(own, device, depth_kind)
 
     from kdepth import families
 
@@ -228,6 +240,8 @@ def model_identity(name: str | Path, *, revision: str | None = None, depth_kind:
     if str(name) == "small":
         _check_small_kind(depth_kind)
         return f"small@{_small_revision()}"
+    if (own := _own_file(name)) is not None:
+        return f"{own.name}@{_sha256([own])}"
     checkpoint = _find_checkpoint(name, revision, download=False)
     checkpoint.kind_as(depth_kind)
     return f"{checkpoint.name}@{checkpoint.revision}"
@@ -258,6 +272,28 @@ def _load_small(device: str, dtype: str) -> DepthModel:
         device=device,
         by_frame=device == "cpu",  # on a GPU what they give would all be held there
     )
+
+
+def _own_file(name: str | Path) -> Path | None:
+    path = Path(name).expanduser()
+    return path if path.suffix == ".py" and path.is_file() else None
+
+
+def _load_own(path: Path, device: str, depth_kind: DepthKind | None) -> DepthModel:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None  # it ends in .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "load", None)):
+        raise DepthError(f"{path} has no function load(device) that gives a kdepth.DepthModel")
+    model = module.load(device)
+    if not isinstance(model, DepthModel):
+        raise DepthError(f"load(device) of {path} gave a {type(model).__name__}, not a kdepth.DepthModel")
+    if depth_kind not in (None, model.kind):
+        raise ValueError(f"depth_kind={depth_kind!r}: {path} says {model.kind!r}")
+    model.name, model.revision = path.name, _sha256([path])
+    return model
 
 
 def _small_revision() -> str:
@@ -336,7 +372,8 @@ def _find_checkpoint(name: str | Path, revision: str | None, *, download: bool) 
     repository = DEPTH_PRO_REPOSITORY if str(name) == "depth-pro" else str(name)
     if isinstance(name, Path) or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise DepthError(
-            f"there is no model {str(name)!r}: no such file or folder, and not a name of the hub (owner/name)"
+            f"there is no model {str(name)!r}: no such file or folder, and no name of the hub (owner/name); "
+            "without a slash there are small and depth-pro"
         )
     folder = _hub_folder(repository, revision, download=download)
     return Checkpoint(repository, folder.name, folder, _read_config(folder))

@@ -22,8 +22,10 @@ Pair = tuple[NDArray[np.uint8], NDArray[np.float32], dict[str, Any]]
 class FramePairs:
     """Pairs of picture and inverse depth, by number; a map-style dataset of PyTorch's.
 
-    For instance ``DataLoader(torch_dataset(root, size=(180, 320), seed=0), batch_size=16, num_workers=2)``.
-    The list of all frames is kept in flat arrays (20 bytes a frame), the files are opened as pairs are asked for.
+    For instance ``DataLoader(torch_dataset(root, size=(180, 320), seed=0), batch_size=16, num_workers=2,
+    multiprocessing_context="spawn")``.
+
+    The list of all frames is kept in flat arrays (24 bytes a frame), the files are opened as pairs are asked for.
 
     Args:
         root: Folder or URI of a dataset, or of a packed one.
@@ -33,7 +35,7 @@ class FramePairs:
 
     Raises:
         DatasetError: No dataset, or no depth frame in it.
-        ValueError: `where` is no condition over the columns.
+        ValueError: `where` is no condition over the columns, or `size` no two positive whole numbers.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class FramePairs:
         size: tuple[int, int] | None = None,
         seed: int | None = None,
     ) -> None:
-        self._root, self._size = root, size
+        if size is not None and not (isinstance(size, (tuple, list)) and len(size) == 2 and min(size) >= 1):
+            raise ValueError(f"size={size!r}: must be (H, W) in pixels, or None")
+        self._root, self._size = root, None if size is None else (int(size[0]), int(size[1]))
         ds = ClipDataset(root)
         condition = f"status = '{OK}' AND num_depth_frames > 0" + (f" AND ({where})" if where else "")
         names = ["clip_id", "label", "depth_kind", "video_path", "depth_path", "frames"]
@@ -55,8 +59,9 @@ class FramePairs:
         frames = clips["frames"]
         self._clip_of = pc.list_parent_indices(frames).to_numpy()
         flat = pc.list_flatten(frames)
-        self._index, self._time_seconds, self._crc32 = (
-            pc.struct_field(flat, name).to_numpy() for name in ("index", "time_seconds", "crc32")
+        self._index, self._time_seconds, self._crc32, self._focal_px = (
+            pc.struct_field(flat, name).to_numpy(zero_copy_only=False)
+            for name in ("index", "time_seconds", "crc32", "focal_length_px")
         )
         self._order = np.arange(len(self._clip_of))
         if seed is not None:
@@ -81,7 +86,9 @@ class FramePairs:
 
         Returns:
             ``(rgb, inverse_depth, meta)``: uint8 ``(H, W, 3)``; float32 ``(H, W)``, 1/m for a metric model, near is
-            large; ``clip_id``, ``label`` (empty if unknown), ``index``, ``time_seconds`` and ``depth_kind``.
+            large; ``clip_id``, ``label`` (empty if unknown), ``index``, ``time_seconds``, ``depth_kind``, and
+            ``intrinsics``: float32 ``(3, 3)`` at the pair's size, in pixels, the principal point in the middle; NaN if
+            no focal length is known.
 
         Raises:
             IndexError: There are fewer pairs.
@@ -99,6 +106,7 @@ class FramePairs:
         rgb = read_frame_at(self._ds.open_file(row, "video"), time_seconds).rgb
         depth = read_depth_at(self._ds.open_file(row, "depth"), time_seconds, int(self._crc32[pair]))
         inverse_depth = depth.astype(np.float32)
+        stored = rgb.shape
         if self._size is not None:
             size = self._size[::-1]
             rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
@@ -109,8 +117,19 @@ class FramePairs:
             "index": int(self._index[pair]),
             "time_seconds": time_seconds,
             "depth_kind": row["depth_kind"],
+            "intrinsics": _intrinsics(float(self._focal_px[pair]), stored, rgb.shape),
         }
         return rgb, inverse_depth, meta
+
+    def __repr__(self) -> str:
+        size = "" if self._size is None else f", {self._size[1]}x{self._size[0]}"
+        return f"FramePairs({len(self)} frames of {self._clips.num_rows} clips{size})"
+
+
+def _intrinsics(focal_length_px: float, stored: tuple[int, ...], shown: tuple[int, ...]) -> NDArray[np.float32]:
+    """Of a picture that was brought from one size ``(H, W, ...)`` to another."""
+    focal_x, focal_y = (focal_length_px * shown[axis] / stored[axis] for axis in (1, 0))
+    return np.array([[focal_x, 0, shown[1] / 2], [0, focal_y, shown[0] / 2], [0, 0, 1]], np.float32)
 
 
 torch_dataset = FramePairs  # the name that `kdepth` exports

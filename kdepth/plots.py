@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
@@ -80,14 +81,25 @@ def show_inverse_depth(
     return ax
 
 
-def show_frame(clip: Clip, index: int) -> Figure:
-    """Draw one frame beside its depth; all frames of a clip have the same colours (`clip_limits`)."""
+def show_frame(clip: Clip, index: int | None = None) -> Figure:
+    """Draw one frame beside its depth; all frames of a clip have the same colours (`clip_limits`).
+
+    Args:
+        clip: A clip with depth for the frame.
+        index: Number of the frame; default: the middle one of those that have depth.
+    """
+    index = _middle(clip) if index is None else index
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.2), layout="constrained")
     left.imshow(clip.frame(index))
     left.set_axis_off()
     show_inverse_depth(clip.inverse_depth(index), ax=right, limits=clip_limits(clip), label=unit(clip))
     figure.suptitle(f"{clip.clip_id}, frame {index}, depth by {clip.row['depth_model']}", fontsize=9)
     return figure
+
+
+def _middle(clip: Clip) -> int:
+    clip._check_has("depth")
+    return clip.depth_indices[len(clip.depth_indices) // 2]
 
 
 def show_clips(clips: Sequence[Clip], *, frames_per_clip: int = 3) -> Figure:
@@ -154,16 +166,17 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
     return Path(path)
 
 
-def point_cloud(clip: Clip, index: int, *, ax: Axes3D | None = None, num_points: int = 20_000) -> Axes3D:
+def point_cloud(clip: Clip, index: int | None = None, *, ax: Axes3D | None = None, num_points: int = 20_000) -> Axes3D:
     """Draw a frame as coloured points in space, seen from a little above.
 
     Args:
         clip: A clip with depth for the frame. A relative model's depth has no unit, and its shape is only right up to a
             shift of the inverse depth.
-        index: Number of the frame.
+        index: Number of the frame; default: the middle one of those that have depth.
         ax: A 3D axes; default: a new figure.
         num_points: Points, drawn at random among the pixels with a fixed seed.
     """
+    index = _middle(clip) if index is None else index
     rgb, inverse_depth = clip.frame(index), clip.inverse_depth(index)
     height, width = inverse_depth.shape
     frame = next(frame for frame in clip.row["frames"] if frame["index"] == index)
@@ -189,6 +202,8 @@ def point_cloud(clip: Clip, index: int, *, ax: Axes3D | None = None, num_points:
     ax.locator_params(nbins=5)
     ax.tick_params(labelsize=7)
     ax.view_init(elev=22, azim=-70)
+    fov_deg = np.degrees(2 * np.arctan(0.5 * width / focal))
+    ax.set_title(f"{clip.clip_id}, frame {index}, {fov_deg:.0f} degrees across", fontsize=9, y=0.98)
     return ax
 
 
@@ -199,8 +214,12 @@ def statistics_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
     frames = clip.row["frames"]
     time_seconds = [frame["time_seconds"] for frame in frames]
     low, high = ([frame[name] for frame in frames] for name in ("p05", "p95"))
-    ax.fill_between(time_seconds, low, high, alpha=0.25, label="5 % to 95 %")
-    ax.plot(time_seconds, [frame["median"] for frame in frames], label="median")
+    few = len(frames) <= 12  # between them nothing is known
+    if few:
+        ax.vlines(time_seconds, low, high, alpha=0.25, linewidth=6, label="5 % to 95 %")
+    else:
+        ax.fill_between(time_seconds, low, high, alpha=0.25, label="5 % to 95 %")
+    ax.plot(time_seconds, [frame["median"] for frame in frames], "o" if few else "-", label="median")
     ax.set(xlabel="time [s]", ylabel=unit(clip), title=clip.clip_id)
     ax.legend(loc="best")
     return ax
@@ -301,14 +320,15 @@ def timeline(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
         ax.set_ylabel("clip")
     ax.invert_yaxis()
     ax.set_xlabel("seconds since the first stage began")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_STAGES), frameon=False)
+    handles = [Patch(color=colour, label=stage) for stage, colour in _STAGES.items()]  # also of one without a bar
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_STAGES), frameon=False)
     return ax
 
 
 def show_stable(clip: Clip, *, num_frames: int = 4) -> Figure:
     """Neighbouring frames from the middle of a clip: as they are, their depth as stored, and with ``stable=True``.
 
-    All depth has the same colours, those that `robust_limits` gives the stable view.
+    All depth has the same colours (`robust_limits`).
 
     Args:
         clip: A clip with depth.
@@ -317,13 +337,13 @@ def show_stable(clip: Clip, *, num_frames: int = 4) -> Figure:
     have = clip.depth_indices
     start = max((len(have) - num_frames) // 2, 0)
     picks = have[start : start + num_frames]
-    steady = [clip.inverse_depth(index, stable=True) for index in picks]
-    limits = robust_limits(*steady)
+    stored, steady = ([clip.inverse_depth(index, stable=stable) for index in picks] for stable in (False, True))
+    limits = robust_limits(*stored, *steady)
     figure, axes = plt.subplots(3, len(picks), figsize=(2.8 * len(picks), 4.8), layout="constrained", squeeze=False)
     for k, index in enumerate(picks):
         axes[0, k].imshow(clip.frame(index))
         axes[0, k].set_title(f"frame {index}", fontsize=8)
-        axes[1, k].imshow(clip.inverse_depth(index), cmap=_COLOUR_MAP, vmin=limits[0], vmax=limits[1])
+        axes[1, k].imshow(stored[k], cmap=_COLOUR_MAP, vmin=limits[0], vmax=limits[1])
         image = axes[2, k].imshow(steady[k], cmap=_COLOUR_MAP, vmin=limits[0], vmax=limits[1])
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -352,6 +372,7 @@ def clips_waiting(load: StageLoad, *, ax: Axes | None = None) -> Axes:
     for stage, name in (("transcode", "downloaded, not yet transcoded"), ("depth", "transcoded, no depth yet")):
         ax.stairs(load.waiting[stage], load.edges, color=_STAGES[stage], label=name, linewidth=1.5)
     ax.set(ylabel="clips waiting", xlabel="seconds since the first stage began")
+    ax.set_ylim(0, max(1.0, ax.get_ylim()[1]))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="upper right", frameon=False)
     return ax

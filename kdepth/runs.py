@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -53,6 +54,9 @@ def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool =
             alone.
         num_cpus: CPUs of this machine to use; default: all.
         verbose: Let Ray report what it does.
+
+    Raises:
+        ConnectionError: Nothing answers at `address`.
     """
     if not ray.is_initialized():
         # Started under `uv run`, Ray would pack the project and start each worker in an environment of its own, which
@@ -63,6 +67,8 @@ def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool =
             "log_to_driver": verbose,
             "logging_level": logging.INFO if verbose else logging.ERROR,
         }
+        if address:
+            _require_reachable(address)
         options |= {"address": address} if address else {"num_cpus": num_cpus, "include_dashboard": False}
         with contextlib.nullcontext() if verbose else _quiet_start():
             _init_ray(options)
@@ -91,6 +97,18 @@ class _FarEnoughAhead(BackpressurePolicy):  # type: ignore[misc]  # Ray has no t
 
     def can_add_input(self, op: Any) -> bool:
         return bool(self._resource_manager.get_mem_op_outputs(op) < self._most_bytes)
+
+
+def _require_reachable(address: str) -> None:
+    """Ray itself would try for a quarter of an hour."""
+    host, _, port = address.rpartition("//")[2].partition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as exc:
+            raise ConnectionError(
+                f"no Ray cluster answers at {address} ({exc}): `ray start --head --port 6379` starts one"
+            ) from exc
 
 
 def _init_ray(options: Mapping[str, Any]) -> None:

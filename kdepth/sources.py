@@ -72,6 +72,8 @@ def read_sources(
         raise ValueError(f"limit={limit} must be 0 (all) or more")
     annotated = _once(_read_annotations(Path(annotations))) if annotations is not None else {}
     if isinstance(sources, str | Path):
+        if "://" in str(sources):
+            raise SourceError(f"sources={str(sources)!r} is a URL: put it into a .txt file, or into a list")
         rows = _once(_read_file(Path(sources)))
         where = str(sources)
     else:

@@ -180,6 +180,8 @@ def estimate_depth(
     frames = frames_name(frames)
     frame_selector(frames, 1)
     identity = model_identity(model, depth_kind=depth_kind)  # fails here, in the notebook, not in a worker
+    if model != "small" and Path(model).expanduser().exists():  # workers have working directories of their own
+        model = str(Path(model).expanduser().absolute())
     resources = ray.cluster_resources()
     gpus = 0 if device == "cpu" else int(resources.get("GPU", 0))
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not gpus):

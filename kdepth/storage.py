@@ -145,7 +145,12 @@ class Root:
 
         The folder itself is locked, and the system unlocks it however the process ends. An object store has no locks,
         and nothing half done can be seen in it.
+
+        Raises:
+            ValueError: It has the name of a Lance dataset.
         """
+        if self.uri.endswith(".lance"):
+            raise ValueError(f"root={self.uri!r}: give the folder that is to hold clips.lance, or another name")
         if not self.is_local:
             yield
             return

@@ -170,3 +170,11 @@ def test_a_label_is_no_formula(root: Path, tmp_path: Path) -> None:
     rows = rows.set_column(column, rows.schema.field(column), [[r"pay $\foo$ now"]])
     plots.nearness_by_label(rows).figure.savefig(tmp_path / "b.png")
     assert os.path.getsize(tmp_path / "b.png") > 0
+
+
+def test_frames_of_another_height_are_not_taken_for_those_of_the_row(root: Path) -> None:
+    clip = next(iter(kdepth.open_dataset(root)))
+    clip.row["height"] //= 2
+    for call in (lambda: clip.frame(0), lambda: clip.rgb_at(0), lambda: next(iter(clip.frames()))):
+        with pytest.raises(DatasetError, match="a later run made it anew"):
+            call()

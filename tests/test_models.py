@@ -507,6 +507,34 @@ def test_silhouettes_stay_within_the_range_of_the_network(
     np.testing.assert_allclose(inverse[1], 1 / 9, rtol=1e-5)
 
 
+OWN = """
+import kdepth
+import torch
+
+def load(device):
+    def predict(frames, focal_length_px, before):
+        assert (frames.dtype, frames.device.type) == (torch.uint8, device)
+        return frames[:, 0].float(), None, None
+
+    return kdepth.DepthModel(predict, kind="relative", batch_size=2, device=device)
+"""
+
+
+def test_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    model, frames = load_model("mine.py", device="cpu"), make_frames(5, 32, 48)
+    np.testing.assert_array_equal(model.estimate(frames).inverse_depth, frames[..., 0])
+    digest = hashlib.sha256(OWN.encode()).hexdigest()[:12]
+    assert model.identity == model_identity(tmp_path / "mine.py") == f"mine.py@sha256:{digest}"
+    with pytest.raises(ValueError, match="says 'relative'"):
+        load_model("mine.py", depth_kind="metric")
+    for text, says in (("", "no function load"), ("def load(device): return device", "gave a str")):
+        (tmp_path / "other.py").write_text(text)
+        with pytest.raises(DepthError, match=says):
+            load_model("other.py")
+
+
 def test_options_that_can_t_be(checkpoints: Path) -> None:
     with pytest.raises(ValueError, match="dtype='int8'"):
         load_model(checkpoints / "glpn", dtype="int8")

@@ -1,6 +1,7 @@
 """The notebooks as papermill runs them. That their cells give what they show is nbval's part of the suite."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,18 @@ def test_the_pipeline_runs_headless_with_a_list_of_ones_own(
     papermill(PROJECT / "notebooks" / "pipeline.ipynb", tmp_path / "again.ipynb", *parameters, cwd=tmp_path)
     assert "Nothing to do" in outputs(tmp_path / "again.ipynb")
     assert kdepth.open_dataset(root).lance.version == ds.lance.version
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["url_lst", "my.txt"], "the notebook has no parameter 'url_lst'; did you mean url_list?"),
+        (["height", "many"], "height='many': must be int"),
+    ],
+)
+def test_parameters_that_the_notebook_does_not_have_stop_it(given: list[str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=re.escape(says)):
+        papermill(PROJECT / "notebooks" / "pipeline.ipynb", tmp_path / "out.ipynb", "-p", *given, cwd=tmp_path)
 
 
 def tree(folder: Path) -> dict[Path, tuple[int, int]]:

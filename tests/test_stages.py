@@ -3,6 +3,8 @@
 import asyncio
 import math
 import os
+import re
+import socket
 import subprocess
 import threading
 from collections import Counter
@@ -427,6 +429,36 @@ def test_what_can_not_be_is_found_before_anything_runs(ray_cluster: None, tmp_pa
             kdepth.estimate_depth(clips, tmp_path, device=device)
     with pytest.raises(ValueError, match="the embedded model is relative"):
         kdepth.pending(kdepth.read_sources(["http://127.0.0.1:9/a.mp4"]), tmp_path, depth_kind="metric")
+
+
+def test_a_network_of_ones_own_in_the_pipeline(
+    ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(import kdepth\nimport torch\n.*?)```", readme, re.DOTALL)
+    (tmp_path / "my_net.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    sources = kdepth.read_sources(sample_server.url_list, limit=1)
+    report = run_pipeline(sources, "root", model="my_net.py", frames="middle")
+    assert (report.num_ok, report.num_failed) == (1, 0)
+    assert kdepth.pending(sources, "root", model="my_net.py", frames="middle").num_rows == 0
+    (tmp_path / "my_net.py").write_text(code + "# another\n")
+    (why,) = kdepth.pending(sources, "root", model="my_net.py", frames="middle")["why"].to_pylist()
+    assert re.fullmatch(r"model my_net\.py@sha256:\w+ -> my_net\.py@sha256:\w+", why)
+
+
+def test_no_cluster_at_the_address() -> None:
+    with socket.socket() as unused:  # bound, and not listening
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionError, match=r"no Ray cluster answers at .*ray start --head"):
+            runs._require_reachable(f"127.0.0.1:{unused.getsockname()[1]}")
+
+
+def test_a_root_is_no_lance_dataset(ray_cluster: None, tmp_path: Path) -> None:
+    sources = kdepth.read_sources(["http://127.0.0.1:9/a.mp4"])
+    with pytest.raises(ValueError, match=r"give the folder that is to hold clips\.lance"):
+        run_pipeline(sources, tmp_path / "clips.lance")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_clip_too_narrow_for_the_model_is_a_failed_row(

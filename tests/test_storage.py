@@ -24,6 +24,7 @@ from pipeline_run import run_pipeline
 import kdepth
 from kdepth import samples
 from kdepth.errors import DatasetError, StorageError
+from kdepth.pairs import _intrinsics
 from kdepth.storage import Root
 
 SCRIPT = Path(__file__).parent / "pipeline_run.py"
@@ -166,6 +167,10 @@ def test_pairs_for_a_data_loader(sample_run: Run, context: str) -> None:
         assert inverse_depth.shape[1:] == (90, 160)
         seen += list(zip(meta["clip_id"], meta["index"].tolist(), strict=True))
     assert len(set(seen)) == len(pairs)
+    assert repr(pairs).endswith("clips, 160x90)")
+    for size in ((0, 5), 180, (3,)):
+        with pytest.raises(ValueError, match="must be"):
+            kdepth.torch_dataset(sample_run.root, size=size)  # type: ignore[arg-type]
     same, other = (kdepth.torch_dataset(sample_run.root, seed=seed) for seed in (3, 4))
     assert [(same[n][2]["clip_id"], same[n][2]["index"]) for n in range(6)] == seen[:6]
     assert [(other[n][2]["clip_id"], other[n][2]["index"]) for n in range(6)] != seen[:6]
@@ -173,6 +178,12 @@ def test_pairs_for_a_data_loader(sample_run: Run, context: str) -> None:
     clip = ds[meta["clip_id"]]
     assert np.array_equal(rgb, clip.frame(meta["index"]))
     assert np.array_equal(inverse_depth, clip.inverse_depth(meta["index"]))
+
+
+def test_intrinsics_follow_the_size() -> None:
+    found = _intrinsics(500.0, (360, 640, 3), (180, 160, 3))
+    np.testing.assert_array_equal(found, [[125, 0, 80], [0, 250, 90], [0, 0, 1]])
+    assert np.isnan(_intrinsics(float("nan"), (360, 640, 3), (180, 160, 3))[0, 0])
 
 
 def test_pairs_of_a_packed_dataset_need_processes_that_are_not_forked(sample_run: Run, tmp_path: Path) -> None:
