@@ -74,11 +74,13 @@ class ClipWriter:
     Args:
         root: Folder of the dataset.
         run_id: Written into each row.
+        run: What to remember of the run from its first commit on (`ClipDataset.runs`); anything that JSON knows.
     """
 
-    def __init__(self, root: str | Path, run_id: str) -> None:
+    def __init__(self, root: str | Path, run_id: str, run: Mapping[str, Any] | None = None) -> None:
         self.root = Root(root)
-        self._run_id = run_id
+        self._run_id, self._run = run_id, run or {}
+        self._is_remembered = False
         self._buffer: dict[str, dict[str, Any]] = {}  # by clip_id
         self._last_commit = time.monotonic()
         self._seen: dict[str, bool] = {}  # clip_id -> whether it is ok
@@ -147,14 +149,20 @@ class ClipWriter:
                 merge = self._dataset.merge_insert("clip_id").when_matched_update_all(better)
                 merge.when_not_matched_insert_all().execute(rows)
             self._buffer.clear()
+            if self._run and not self._is_remembered:
+                self._remember({})
             return_freed_memory()
         self._last_commit = time.monotonic()
+
+    def _remember(self, more: Mapping[str, Any]) -> None:
+        self._dataset.update_metadata({_RUN_KEY + self._run_id: json.dumps({**self._run, **more})})
+        self._is_remembered = True
 
     def finish(self, run: Mapping[str, Any] | None = None) -> int:
         """Commit the rest, merge small fragments, index, verify the count, write ``clips.parquet``.
 
         Args:
-            run: What to remember of the run (`ClipDataset.runs`); anything that JSON knows.
+            run: What else to remember of the run, now that it is over.
 
         Returns:
             The dataset's version.
@@ -182,7 +190,7 @@ class ClipWriter:
                 f"{len(names) - distinct} names are there twice"
             )
         if self._seen and run is not None:
-            self._dataset.update_metadata({_RUN_KEY + self._run_id: json.dumps(run)})
+            self._remember(run)
         return_freed_memory()
         version = int(self._dataset.latest_version)
         if _parquet_version(self.root) != version:  # also of a run that was killed, or of somebody's own commit
@@ -340,7 +348,10 @@ class ClipDataset:
         ]
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """What is remembered of the runs that wrote here, by ``run_id``: parameters, versions, counts, seconds."""
+        """What is remembered of the runs that wrote here, by ``run_id``: parameters, versions, counts, seconds.
+
+        Of one that was killed, or goes on, the parameters alone.
+        """
         metadata: dict[str, str] = self.lance.metadata
         found = {key[len(_RUN_KEY) :]: json.loads(text) for key, text in metadata.items() if key.startswith(_RUN_KEY)}
         return dict(sorted(found.items()))

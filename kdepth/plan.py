@@ -17,6 +17,7 @@ from kdepth.dataset import read_rows
 from kdepth.depth import frame_selector, frames_name
 from kdepth.models import DepthKind, model_identity
 from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, SOURCE_SCHEMA, clip_id_for, lasting_url
+from kdepth.sources import ASKED_KEY
 from kdepth.storage import Root
 from kdepth.transcoding import has_height
 
@@ -186,7 +187,8 @@ def pending(
     kinds = set(pc.unique(plan["kind"]).to_pylist())
     if "annotation" in kinds and "archive" not in kinds:  # nothing left to look the annotations up for
         plan = plan.filter(pc.not_equal(plan["kind"], "annotation"))
-    asked = {"height": height, "model": identity, "frames": frames, "depth_kind": depth_kind}
+    asked = json.loads((sources.schema.metadata or {}).get(ASKED_KEY, b"{}"))
+    asked |= {"height": height, "model": identity, "frames": frames, "depth_kind": depth_kind}
     asked["retry_failed"] = retry_failed
     metadata = {PARAMETERS_KEY: json.dumps(asked), STAY_FAILED_KEY: str(num_stay_failed)}
     metadata[LABELS_KEY] = json.dumps(labels)

@@ -274,14 +274,14 @@ def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table 
 def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | None) -> RunReport:
     started = time.perf_counter()
     report = RunReport(run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}")
-    writer = ClipWriter(root, report.run_id)
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = {"kdepth": version("kdepth"), "ffmpeg": ffmpeg_version()}
+    writer = ClipWriter(root, report.run_id, parameters)
     labels: dict[str, list[str | None]] = {}
     if sources is not None and "damage" in sources.column_names:
         damaged = sources.filter(pc.is_valid(sources["damage"]))
         report.damage = dict(zip(damaged["clip_id"].to_pylist(), damaged["damage"].to_pylist(), strict=True))
         metadata = sources.schema.metadata or {}
-        parameters = json.loads(metadata.get(PARAMETERS_KEY, b"{}"))
+        parameters |= json.loads(metadata.get(PARAMETERS_KEY, b"{}"))
         report.num_stay_failed = int(metadata.get(STAY_FAILED_KEY, 0))
         labels = json.loads(metadata.get(LABELS_KEY, b"{}"))
     kinds = Counter(sources["kind"].to_pylist()) if sources is not None else Counter[str]()
@@ -319,6 +319,8 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
                     continue
                 row["status"] = row["status"] or OK  # a pipeline may end before the depth stage
                 clip_id, is_ok = row["clip_id"], row["status"] == OK
+                if is_ok and row["depth_model"]:  # what was done, not what the plan was made for
+                    parameters |= {"model": row["depth_model"], "frames": row["depth_frames"]}
                 # Of a clip with damaged files the row is not true any more.
                 if not writer.add(row, replace=not is_ok and clip_id in report.damage):
                     continue
@@ -346,9 +348,6 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
     report.seconds = time.perf_counter() - started
     report.version = writer.finish(
         {
-            "kdepth": version("kdepth"),
-            "ffmpeg": ffmpeg_version(),
-            **parameters,
             **{name: getattr(report, name) for name in ("num_ok", "num_failed", "num_depth_frames")},
             "seconds": round(report.seconds, 1),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import random
 import re
@@ -22,6 +23,7 @@ _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 YOUTUBE_HOSTS = frozenset({"youtube.com", "www.youtube.com", "m.youtube.com", "music.youtube.com", "youtu.be"})
 # What an annotation file without a header line looks like.
 _MOST_ERRORS = 10  # named at once
+ASKED_KEY = b"kdepth.asked"  # of the table's metadata: what `read_sources` was asked for, as JSON
 _ANNOTATION_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split", "is_cc")
 
 
@@ -96,7 +98,13 @@ def read_sources(
     lookups = [replace(row, kind="annotation", url=None) for row in annotated.values() if row.clip_id not in rows]
     found = entries + lookups
     columns = {name: [getattr(row, name) for row in found] for name in SOURCE_SCHEMA.names}
-    return pa.table(columns, schema=SOURCE_SCHEMA)
+    asked = {
+        "sources": where,
+        "annotations": annotations and str(annotations),
+        "limit": int(limit),
+        "sample_seed": None if sample_seed is None else int(sample_seed),
+    }
+    return pa.table(columns, schema=SOURCE_SCHEMA.with_metadata({ASKED_KEY: json.dumps(asked)}))
 
 
 def _limited(entries: list[_Source], limit: int) -> list[_Source]:

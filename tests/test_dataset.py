@@ -237,8 +237,15 @@ def test_versions_can_be_gone_back_to_and_runs_are_remembered(tmp_path: Path) ->
     for row in rows("c"):
         second.add(row)
     second.finish({"model": "depth-pro"})
+    killed = ClipWriter(tmp_path, "run-3", {"model": "depth-pro", "limit": 2})
+    killed.add(rows("a")[0])
+    killed.commit()
     ds = kdepth.open_dataset(tmp_path)
-    assert ds.runs() == {"run-1": {"model": "small", "seconds": 1.5}, "run-2": {"model": "depth-pro"}}
+    assert ds.runs() == {
+        "run-1": {"model": "small", "seconds": 1.5},
+        "run-2": {"model": "depth-pro"},
+        "run-3": {"model": "depth-pro", "limit": 2},
+    }
     assert [entry["version"] for entry in ds.versions] == sorted(entry["version"] for entry in ds.versions)
     assert ds.versions[-1]["num_rows"] == len(ds) == 3
     assert len(kdepth.open_dataset(tmp_path, as_of=version)) == 2

@@ -234,6 +234,8 @@ def test_labels_that_come_later_are_taken_over(
     assert before["label"].null_count == 2
     labelled = kdepth.read_sources(sample_server.url_list, annotations=sample_server.annotations)
     labels = {row["clip_id"]: (row["label"], row["split"]) for row in labelled.to_pylist()}
+    (run,) = kdepth.open_dataset(tmp_path).runs().values()
+    assert (run["sources"], run["limit"], run["frames"]) == (str(sample_server.url_list), 2, "middle")
     sources = kdepth.read_sources(sample_server.url_list, annotations=sample_server.annotations, limit=2)
     todo = kdepth.pending(sources, tmp_path, frames="middle")
     assert todo.num_rows == 0
