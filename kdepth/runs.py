@@ -302,8 +302,12 @@ def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | 
         downloads = ""
 
         def show(text: str, *, refresh: bool = False) -> None:
-            rate = report.num_depth_frames / (time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            # A notebook that was run headless keeps each line: the longer a run, the fewer.
+            bar.mininterval = min(max(1.0, seconds / 100), 60.0)
+            rate = report.num_depth_frames / seconds
             known = [f"{report.num_failed} failed", f"{rate:.1f} frames/s", text]
+            refresh = refresh and time.time() - bar.last_print_t >= bar.mininterval
             bar.set_postfix_str(", ".join(filter(None, known)), refresh=refresh)
 
         def show_downloads(text: str) -> None:
