@@ -15,7 +15,7 @@ from kdepth.cards import card, rgb_and_depth
 from kdepth.depth_video import count_frames, read_checksums, read_depth, read_depth_at, read_frame_at, read_frames
 from kdepth.errors import DatasetError, KdepthError
 from kdepth.schema import FAILED
-from kdepth.stability import sampled, stabilising_scales, steady_focal_length, steady_grey
+from kdepth.stability import sampled, scale_jump, stabilising_scales, steady_focal_length, steady_grey
 
 
 class Clip:
@@ -142,6 +142,32 @@ class Clip:
         )
         return dict(zip(self._depth_frames, stabilising_scales(pairs).tolist(), strict=True))
 
+    def scale_jumps(self, *, stable: bool = False) -> NDArray[np.float64]:
+        """How much the scale of depth jumps from each frame to the next (`kdepth.stability.scale_jump`).
+
+        Args:
+            stable: As for `inverse_depth`.
+
+        Returns:
+            ``(N,)`` absolute log ratios, one for each frame that has depth: 0 is steady, 0.05 a jump of 5 %. NaN for
+            the first frame, at cuts, and where the frame before has no depth. Its mean without NaN is what ``flicker``
+            is.
+
+        Raises:
+            DatasetError: As `frame`.
+        """
+        scales = self._stable_scales if stable else dict.fromkeys(self._depth_frames, 1.0)
+        stored = read_depth(self._open("depth"))  # in order: ten times faster than frame by frame
+        jumps: list[float] = []
+        last: tuple[int, NDArray[np.int16], NDArray[np.float32]] | None = None
+        for index, rgb in enumerate(self.frames()):
+            if index in self._depth_frames:
+                grey, depth = steady_grey(rgb), np.float32(scales[index]) * sampled(next(stored))
+                jump = scale_jump(*last[1:], grey, depth) if last is not None and last[0] == index - 1 else None
+                jumps.append(np.nan if jump is None else jump)
+                last = index, grey, depth
+        return np.array(jumps)
+
     def depth_m(self, index: int, *, stable: bool = False) -> NDArray[np.float32]:
         """Depth of a frame in metres along the optical axis: float32 ``(H, W)``; infinite where inverse depth is 0.
 
@@ -244,14 +270,14 @@ class Clip:
         return content
 
     def _open(self, kind: str) -> Any:
-        self._check_has(kind)
+        self.require(kind)
         try:
             return self._open_file(kind)
         except OSError as exc:
             raise DatasetError(f"{self.row[f'{kind}_path']} of {self.clip_id} can't be opened: {exc}") from exc
 
     def _path(self, kind: str) -> Path:
-        self._check_has(kind)
+        self.require(kind)
         if self._root is None:
             raise DatasetError(
                 f"{self.clip_id} has no files in a folder: its dataset is packed or in an object store; use frame(), "
@@ -262,7 +288,12 @@ class Clip:
     def _path_of(self, kind: str) -> str:
         return str(self._path(kind))
 
-    def _check_has(self, kind: str) -> None:
+    def require(self, kind: str) -> None:
+        """See whether there is a ``"video"`` or ``"depth"`` file in the row.
+
+        Raises:
+            DatasetError: The clip failed, or its pipeline ended before that stage.
+        """
         row = self.row
         if row["status"] == FAILED:
             why = f"{row['error_type']}: {row['error_message']}"

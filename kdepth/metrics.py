@@ -83,7 +83,7 @@ def compare_models(
     """
     if isinstance(models, str) or len(models) < 2:
         raise ValueError("models must be a list of at least two")
-    clip._check_has("video")
+    clip.require("video")
     rgb = clip.frame(clip.row["num_frames"] // 2 if index is None else index)
     names = [one.identity if isinstance(one, DepthModel) else model_identity(one) for one in models]
     if twice := [name for name, count in Counter(names).items() if count > 1]:

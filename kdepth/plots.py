@@ -21,10 +21,8 @@ from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
 
 from kdepth.clip import Clip
-from kdepth.depth_video import read_depth
 from kdepth.errors import DatasetError
 from kdepth.occupancy import StageLoad, stage_load
-from kdepth.stability import sampled, scale_jump, steady_grey
 
 # Perceptually uniform, dark to bright: near is bright.
 _COLOUR_MAP = "inferno"
@@ -52,7 +50,7 @@ def clip_limits(clip: Clip) -> tuple[float, float]:
 
     From the 10th percentile of the frames' 5th percentiles to the 90th one of their 95th, of inverse depth.
     """
-    clip._check_has("depth")
+    clip.require("depth")
     low = float(np.percentile([frame["p05"] for frame in clip.row["frames"]], 10))
     high = float(np.percentile([frame["p95"] for frame in clip.row["frames"]], 90))
     return low, max(high, low + 1e-6)
@@ -98,7 +96,7 @@ def show_frame(clip: Clip, index: int | None = None) -> Figure:
 
 
 def _middle(clip: Clip) -> int:
-    clip._check_has("depth")
+    clip.require("depth")
     return clip.depth_indices[len(clip.depth_indices) // 2]
 
 
@@ -112,7 +110,7 @@ def show_clips(clips: Sequence[Clip], *, frames_per_clip: int = 3) -> Figure:
     if not clips:
         raise ValueError("clips is empty: there is nothing to show")
     for clip in clips:
-        clip._check_has("depth")
+        clip.require("depth")
     columns = min(frames_per_clip, max(len(clip.depth_indices) for clip in clips))
     figure = plt.figure(figsize=(2.9 * 2 * columns, 2.0 * len(clips)), layout="constrained")
     for figure_row, clip in zip(figure.subfigures(len(clips), 1, squeeze=False)[:, 0], clips, strict=True):
@@ -210,7 +208,7 @@ def point_cloud(clip: Clip, index: int | None = None, *, ax: Axes3D | None = Non
 def statistics_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
     """Median and 5th to 95th percentile of a clip's inverse depth over its time."""
     ax = ax or _axes((8, 3))
-    clip._check_has("depth")
+    clip.require("depth")
     frames = clip.row["frames"]
     time_seconds = [frame["time_seconds"] for frame in frames]
     low, high = ([frame[name] for frame in frames] for name in ("p05", "p95"))
@@ -225,37 +223,12 @@ def statistics_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def scale_jumps(clip: Clip, *, stable: bool = False) -> NDArray[np.float64]:
-    """How much the scale of depth jumps from each frame to the next (`kdepth.stability.scale_jump`).
-
-    Args:
-        clip: A clip with depth; all its frames are read.
-        stable: As for `Clip.inverse_depth`.
-
-    Returns:
-        ``(N,)`` absolute log ratios, one for each frame that has depth: 0 is steady, 0.05 a jump of 5 %. NaN for the
-        first frame, at cuts, and where the frame before has no depth. Its mean without NaN is what ``flicker`` is.
-    """
-    indices = set(clip.depth_indices)
-    scales = clip._stable_scales if stable else dict.fromkeys(indices, 1.0)
-    stored = read_depth(clip._open("depth"))  # in order: ten times faster than frame by frame
-    jumps: list[float] = []
-    last: tuple[int, NDArray[np.int16], NDArray[np.float32]] | None = None
-    for index, rgb in enumerate(clip.frames()):
-        if index in indices:
-            grey, depth = steady_grey(rgb), np.float32(scales[index]) * sampled(next(stored))
-            jump = scale_jump(*last[1:], grey, depth) if last is not None and last[0] == index - 1 else None
-            jumps.append(np.nan if jump is None else jump)
-            last = index, grey, depth
-    return np.array(jumps)
-
-
 def flicker_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
-    """A clip's `scale_jumps` over its time: as stored, and with ``stable=True``."""
+    """A clip's `Clip.scale_jumps` over its time: as stored, and with ``stable=True``."""
     ax = ax or _axes((8, 3))
     time_seconds = [frame["time_seconds"] for frame in clip.row["frames"]]
     for stable, name in ((False, "as stored"), (True, "stable=True")):
-        jumps = 100 * scale_jumps(clip, stable=stable)
+        jumps = 100 * clip.scale_jumps(stable=stable)
         mean = f"{np.nanmean(jumps):.2f} %" if np.isfinite(jumps).any() else "unknown"
         ax.plot(time_seconds, jumps, ".-", linewidth=1, markersize=3, label=f"{name}, mean {mean}")
     ax.set(xlabel="time [s]", ylabel="jump of the scale [%]", title=clip.clip_id)

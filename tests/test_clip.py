@@ -90,7 +90,7 @@ def test_what_a_clip_lacks_is_said(tmp_path: Path) -> None:
         lambda: video.depth_path,
         lambda: video.save_depth(tmp_path / "a.npz"),
         lambda: plots.show_clips([video]),
-        lambda: plots.scale_jumps(video),
+        lambda: video.scale_jumps(),
         lambda: plots.statistics_over_time(video),
     ):
         with pytest.raises(DatasetError, match="video has no depth: the pipeline that made it ended before"):
@@ -126,7 +126,7 @@ def test_jumps_are_read_from_a_packed_dataset(root: Path, tmp_path: Path) -> Non
     kdepth.pack(root, tmp_path / "packed.lance")
     packed = next(iter(kdepth.open_dataset(tmp_path / "packed.lance")))
     clip = next(iter(kdepth.open_dataset(root)))
-    assert np.array_equal(plots.scale_jumps(packed), plots.scale_jumps(clip), equal_nan=True)
+    assert np.array_equal(packed.scale_jumps(), clip.scale_jumps(), equal_nan=True)
 
 
 def test_a_root_stays_where_it_is(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

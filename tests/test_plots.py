@@ -104,7 +104,7 @@ def test_the_steady_view_is_shown_below_what_is_stored(sample_run: Run) -> None:
     assert np.array_equal(images[6].get_array(), clip.inverse_depth(middle, stable=True))
     assert len({image.get_clim() for image in images[3:]}) == 1
     # Two frames a second have no neighbours: there is nothing to measure, and that is what the picture says.
-    assert np.isnan(plots.scale_jumps(clip)).all()
+    assert np.isnan(clip.scale_jumps()).all()
     assert "unknown" in plots.flicker_over_time(clip).get_legend().get_texts()[0].get_text()
 
 

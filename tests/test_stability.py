@@ -9,7 +9,6 @@ import pytest
 from kdepth.clip import Clip
 from kdepth.depth import estimate_clip_depth
 from kdepth.models import ClipDepth, DepthModel
-from kdepth.plots import scale_jumps
 from kdepth.samples import jumping_copy, rendered_clips, true_inverse_depth
 from kdepth.schema import new_row
 from kdepth.stability import sampled, scale_jump, stabilising_scales, steady_focal_length, steady_grey
@@ -151,7 +150,7 @@ def test_a_clip_that_was_made_to_jump(tmp_path: Path, kind: str) -> None:
     file = original.depth_path.read_bytes()
     jumping = jumping_copy(original, tmp_path / "jumping.mkv", seed=3)
     bits = hashlib.sha256(jumping.depth_path.read_bytes()).digest()
-    stored, stable = (np.nanmean(scale_jumps(jumping, stable=stable)) for stable in (False, True))
+    stored, stable = (np.nanmean(jumping.scale_jumps(stable=stable)) for stable in (False, True))
     assert stored == pytest.approx(jumping.row["flicker"], rel=1e-3)
     assert stored > 0.1
     assert stable < stored / 5
