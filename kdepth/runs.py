@@ -236,6 +236,7 @@ class RunReport:
             "failed in earlier runs, not taken up": self.num_stay_failed or None,
             "another label or split": self.num_relabelled or None,
             "made again": "\n".join(f"{name} ({why})" for name, why in list(self.damage.items())[:10]) or None,
+            "made again, too": len(self.damage) - 10 if len(self.damage) > 10 else None,
             "sources without a row": self.num_missing or None,
             "annotated, but in no archive": self.annotated_without_clip,
             "in an archive, but not annotated": self.clips_without_annotation,

@@ -118,8 +118,8 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 
 CLIP_SCHEMA = pa.schema([pa.field(name, dtype, nullable=name != "clip_id") for name, (dtype, _) in COLUMNS.items()])
 
-# What `read_sources` gives: one row a video URL ("video"), an archive ("archive"), or an annotated clip that has no URL
-# of its own ("annotation": a member of one of the archives, or a YouTube video).
+# What `read_sources` gives: one row a video URL ("video"), an archive ("archive"), a YouTube video ("youtube"), or
+# an annotated clip that has no URL of its own ("annotation": to be looked for in the archives).
 SOURCE_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -199,7 +199,7 @@ class AsYielded(float):
     """A target size of Ray Data's blocks that all exceed, and none by too much.
 
     Ray Data keeps a stage's rows together until a block exceeds the target, and cuts off what is more than half above
-    it. Blocks are to go on at once instead, as they were yielded.
+    it. Blocks are to go on at once instead, as they were yielded. (It is here so that workers need nothing else for it.)
     """
 
     def __rmul__(self, factor: float) -> float:

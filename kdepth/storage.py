@@ -119,7 +119,7 @@ class Root:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Where to make a file, that appears in the root when the block ends without an error."""
+        """Where to make a file, under that name only when it is whole; an object store gets it at the block's end."""
         path = self.work / name
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path
