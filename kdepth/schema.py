@@ -199,7 +199,7 @@ class AsYielded(float):
     """A target size of Ray Data's blocks that all exceed, and none by too much.
 
     Ray Data keeps a stage's rows together until a block exceeds the target, and cuts off what is more than half above
-    it. Blocks are to go on at once instead, as they were yielded. (It is here so that workers need nothing else for it.)
+    it. Blocks are to go on at once instead, as they were yielded. (Here, as workers need nothing else for it.)
     """
 
     def __rmul__(self, factor: float) -> float:
