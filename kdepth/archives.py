@@ -100,7 +100,7 @@ async def read_archive(
         on_bytes=growing.wake,
     )
     download: asyncio.Task[Any] | None = None
-    if afresh and path.exists() and not await transfer.is_of(_read_state(root / index_name(url))):
+    if afresh and path.exists() and await transfer.is_of(_read_state(root / index_name(url))) is False:
         path.unlink()
     if not path.exists():
         growing.transfer = transfer
@@ -131,10 +131,13 @@ async def read_archive(
     if download is not None and not download.cancelled():
         download.result()
     if reader.complete:
-        state = transfer.state if download is not None else _read_state(root / index_name(url))
+        was_received = download is not None and transfer.attempts
+        state = transfer.state if was_received else _read_state(root / index_name(url))
         _write_index(url, root, reader.names, state)
         if not keep:
             path.unlink(missing_ok=True)
+        if reader.nothing:
+            raise ArchiveError(public_url(url), reader.nothing)
 
 
 def read_index(path: Path) -> list[str] | None:
@@ -187,6 +190,7 @@ class _ArchiveReader:
     ) -> None:
         self.names: list[str] = []
         self.complete = self.has_enough = False
+        self.nothing = ""  # why there is no video in it
         self._url, self._public_url, self._raw = url, public_url(url), root / "raw"
         self._digest = _digest(url)
         self._skip, self._max_clips, self._max_member_bytes = skip, max_clips, max_member_bytes
@@ -214,12 +218,11 @@ class _ArchiveReader:
                         if num_given == self._max_clips:
                             self.has_enough = True
                             return
-                if not self.names and passed_over.total():
+                if not self.names and passed_over:
                     suffixes = ", ".join(
                         f"{count} x {suffix or 'none'}" for suffix, count in passed_over.most_common(5)
                     )
-                    reason = f"no file in it has the name of a video; their suffixes are: {suffixes}"
-                    raise ArchiveError(self._public_url, reason)
+                    self.nothing = f"no file in it has the name of a video; their suffixes are: {suffixes}"
                 self.complete = True
                 return
             except RestartedError:

@@ -70,7 +70,7 @@ async def fetch(
         allow_private_hosts: See `client_session`; of no effect with a ``session``.
         max_bytes: Larger answers are refused, by ``Content-Length`` or as they arrive.
         timeout_seconds: Limit for the whole, retries and their pauses included; None: none.
-        attempts: Requests in a row that may bring nothing new (less than 1 MiB) before giving up.
+        attempts: Requests in a row that may bring nothing new (less than 64 KiB) before giving up.
         backoff_seconds: Pause after the first failure; doubles, with jitter, up to a minute. ``Retry-After`` is kept.
 
     Returns:

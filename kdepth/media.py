@@ -131,7 +131,7 @@ def _duration_seconds(container: str, log: str) -> float | None:
     duration = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
     start = float(found[4] or 0)
     # Some containers say when they end, from 0: of what was cut out of a stream that is long after it begins.
-    return duration - start if 0 < start < duration else duration
+    return duration - start if container in ("matroska,webm", "nut") and 0 < start < duration else duration
 
 
 def _unusable(source: Path, result: FfmpegResult, codec: str) -> TranscodeError:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from kdepth.growing import GrowingFile
 from kdepth.schema import VIDEO_SUFFIXES
@@ -28,6 +28,7 @@ _MAX_EXPANSION = 100
 _FREE_EXPANSION_BYTES = 64 * 2**20
 # Zeros mark a tar's end; behind them another may follow (`cat`, `tar --concatenate`).
 _MOST_EMPTY_BLOCKS = 2048
+_MOST_SUFFIXES = 100
 # Long names and the like precede a member in blocks that tarfile reads into memory at once.
 _MAX_EXTENDED_HEADER_BYTES = 2**20
 
@@ -94,7 +95,8 @@ def not_an_archive(head: bytes) -> str | None:
     except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
         return None  # an empty tar
     except tarfile.HeaderError:
-        return f"this is {describe(head) or 'something else'}, not an archive"
+        what = describe(head) or "something else"
+        return "this is a tar archive with a broken header" if "tar" in what else f"this is {what}, not an archive"
     return None
 
 
@@ -102,8 +104,12 @@ def _is_video(name: str, is_folder: bool, passed_over: Counter[str]) -> bool:
     path = PurePosixPath(name)
     if is_folder or path.name.startswith("._") or "__MACOSX" in path.parts:
         return False
-    passed_over[path.suffix.lower()] += path.suffix.lower() not in VIDEO_SUFFIXES
-    return path.suffix.lower() in VIDEO_SUFFIXES
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return True
+    if len(passed_over) < _MOST_SUFFIXES:  # names may be anything
+        passed_over[suffix[:16]] += 1
+    return False
 
 
 def _tar_members(source: _Source, passed_over: Counter[str]) -> Iterator[Entry]:
@@ -142,8 +148,14 @@ class _TarInfo(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        return cls._frombuf(buf, encoding, errors)
+
+    @classmethod
+    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **options: Any) -> Self:
+        # Newer Pythons have a function of this name, which tarfile calls past the public one.
+        parse: Callable[..., Self] = getattr(super(), "_frombuf", super().frombuf)
         try:
-            info = super().frombuf(buf, encoding, errors)
+            info = parse(buf, encoding, errors, **options)
         except tarfile.HeaderError as exc:
             is_end = isinstance(exc, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
             is_empty = isinstance(exc, tarfile.EOFHeaderError)  # type: ignore[attr-defined]

@@ -86,6 +86,8 @@ def compare_models(
     clip.require("video")
     rgb = clip.frame(clip.row["num_frames"] // 2 if index is None else index)
     names = [one.identity if isinstance(one, DepthModel) else model_identity(one) for one in models]
+    if "@" in names:
+        raise ValueError("models: give DepthModels that you made yourself a name, by which to tell them apart")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"models: {', '.join(twice)} is there twice")
     found: dict[str, NDArray[np.float32]] = {}

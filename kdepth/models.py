@@ -6,13 +6,14 @@ Importing this module is light. Torch is imported when a model is loaded, transf
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -82,6 +83,9 @@ class DepthModel:
         device: str = "cpu",
         by_frame: bool = False,
     ) -> None:
+        _check_kind(kind)
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
         self.kind: DepthKind = kind
         self.name = name
         self.revision = revision
@@ -132,7 +136,10 @@ class DepthModel:
                 # Torch warns about arrays that can't be written to, as decoders give them.
                 rgb = torch.from_numpy(np.require(frames[batch], requirements=["C", "W"])).to(self.device)
                 inverse, focal, memory = self._predict(rgb.permute(0, 3, 1, 2), focal_length_px, memory)
-                found: NDArray[np.float32] = inverse.cpu().numpy()
+                found: NDArray[np.float32] = inverse.float().cpu().numpy()
+                if found.shape != rgb.shape[:3]:
+                    wanted = tuple(rgb.shape[:3])
+                    raise DepthError(f"{self.identity} gave inverse depth {found.shape} of frames {wanted}")
                 # By NumPy: after torch's own, its threads would spin for a while, and hold up the next frames.
                 low, high = found.min(), found.max()
                 if not (low >= 0 and high < np.inf):  # NaN compares false, so that this finds everything
@@ -164,7 +171,7 @@ def load_model(
             Depth Pro, Depth Anything, ZoeDepth, GLPN or DPT, such as ``"depth-anything/Depth-Anything-V2-Small-hf"``;
             a folder with such a checkpoint (``config.json``, ``preprocessor_config.json``, ``model.safetensors``);
             Apple's own ``depth_pro.pt``; or a network of your own: a ``.py`` file with a function ``load(device)`` that
-            gives a `DepthModel` (`dtype` and `revision` are then its own affair).
+            gives a `DepthModel` (`dtype` and `revision` are then its own affair; all nodes need it at one path).
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"``: a GPU if there is one.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; ``"auto"``: what is fast on the device. The last layers and
             everything after them is float32 in any case. (On a GPU torch rounds the factors of float32 convolutions to
@@ -241,6 +248,7 @@ def model_identity(name: str | Path, *, revision: str | None = None, depth_kind:
         _check_small_kind(depth_kind)
         return f"small@{_small_revision()}"
     if (own := _own_file(name)) is not None:
+        _import_own(own)  # what is wrong with it shows here
         return f"{own.name}@{_sha256([own])}"
     checkpoint = _find_checkpoint(name, revision, download=False)
     checkpoint.kind_as(depth_kind)
@@ -279,15 +287,20 @@ def _own_file(name: str | Path) -> Path | None:
     return path if path.suffix == ".py" and path.is_file() else None
 
 
-def _load_own(path: Path, device: str, depth_kind: DepthKind | None) -> DepthModel:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None  # it ends in .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "load", None)):
+def _import_own(path: Path) -> Callable[[str], object]:
+    """Its function ``load``. Not by an import, which might take what was compiled before the file changed."""
+    module = ModuleType(f"kdepth_own_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses and pickle look there
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+    load = getattr(module, "load", None)
+    if not callable(load):
         raise DepthError(f"{path} has no function load(device) that gives a kdepth.DepthModel")
-    model = module.load(device)
+    return cast(Callable[[str], object], load)
+
+
+def _load_own(path: Path, device: str, depth_kind: DepthKind | None) -> DepthModel:
+    model = _import_own(path)(device)
     if not isinstance(model, DepthModel):
         raise DepthError(f"load(device) of {path} gave a {type(model).__name__}, not a kdepth.DepthModel")
     if depth_kind not in (None, model.kind):

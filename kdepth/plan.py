@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -135,9 +136,9 @@ def pending(
             return "no depth yet"
         if not has_height(row["width"], row["height"], height):
             return f"height {min(row['width'], row['height'])} -> {height}"
-        if row["depth_kind"] != (depth_kind or row["depth_kind"]):
-            return f"depth_kind {row['depth_kind']} -> {depth_kind}"
-        changes = zip(("model", "frames"), model_and_frames, (identity, frames), strict=True)
+        names = ("model", "frames", "depth_kind")
+        wanted = (identity, frames, depth_kind or row["depth_kind"])
+        changes = zip(names, (*model_and_frames, row["depth_kind"]), wanted, strict=True)
         return ", ".join(f"{name} {old} -> {new}" for name, old, new in changes if old != new) or None
 
     def resumed(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,21 +157,26 @@ def pending(
             by_archive.setdefault(lasting_url(row["source_url"]), []).append(row)
 
     labels: dict[str, list[str | None]] = {}
+    # Archives that only what is not to be shown tells apart.
+    archives = sources.filter(pc.equal(sources["kind"], "archive"))["url"].to_pylist()
+    alike = {url for url, count in Counter(map(public_url, archives)).items() if count > 1}
 
     def plan_rows() -> Iterator[dict[str, Any]]:
         nonlocal num_stay_failed
         for source in _rows(sources):
             fields = _planned(source)
             if source["kind"] != "archive" and (row := known.get(source["clip_id"])) is not None:
-                found = [source[name] or row[name] for name in ("label", "split")]
-                if found != [row["label"], row["split"]]:
-                    labels[row["clip_id"]] = found
+                fields["label"], fields["split"] = (source[name] or row[name] for name in ("label", "split"))
+                if (fields["label"], fields["split"]) != (row["label"], row["split"]):
+                    labels[row["clip_id"]] = [fields["label"], fields["split"]]
             if source["kind"] == "archive":
-                members = [
-                    row
-                    for row in by_archive.get(lasting_url(fields["source_url"]), [])
-                    if row["clip_id"] == clip_id_for(source["url"], row["archive_member"])
-                ]
+                members = by_archive.get(lasting_url(fields["source_url"]), [])
+                if fields["source_url"] in alike:
+                    members = [
+                        row for row in members if row["clip_id"] == clip_id_for(source["url"], row["archive_member"])
+                    ]
+                else:  # a token in it may be another each time
+                    fields["clip_id"] = clip_id_for(fields["source_url"])
                 yield from _plan_archive(fields, members, known, files, why, resumed)
                 itself = [known[fields["clip_id"]]] if fields["clip_id"] in known else []
                 num_stay_failed += sum(row["status"] == FAILED and why(row) is None for row in members + itself)
@@ -236,6 +242,6 @@ def _plan_archive(
         "max_clips": limit and limit - len(skip),
         "skip_members": skip + twins,
         "status": status,
-        "why": "new" if index is None and status is None else "retry" if status == FAILED else "more of it",
+        "why": "retry" if status == FAILED else "new" if index is None and not skip else "more of it",
     }
     return [*plan, archive | rest]

@@ -208,12 +208,12 @@ class RunReport:
         return "\n".join(lines)
 
     def _why_nothing(self) -> str:
+        more = f" {self.num_relabelled} clips have another label or split now." if self.num_relabelled else ""
         if self.num_sources:
-            return (
-                f"No clip came of {self.num_sources} sources: archives without videos, or without any that was missing."
-            )
-        if self.num_relabelled:
-            return f"Nothing to do but {self.num_relabelled} clips that have another label or split now."
+            what = "archives without videos, or without any that was missing"
+            return f"No clip came of {self.num_sources} sources: {what}.{more}"
+        if more:
+            return f"No clip to make.{more}"
         if self.num_stay_failed:
             return (
                 f"Nothing to do: every clip is in the dataset as asked for, but for {self.num_stay_failed} that failed "
@@ -259,7 +259,8 @@ def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table 
     Args:
         clips: From the last verb.
         root: Folder of the dataset.
-        sources: What `download` was given: lets the progress line know the total, and the report what is missing.
+        sources: What `download` was given: lets the progress line know the total, the report what is missing, and the
+            clips that are there already their new labels.
 
     Returns:
         What was done. Rows that were committed stay, whatever stops the run.

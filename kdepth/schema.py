@@ -135,10 +135,15 @@ SOURCE_SCHEMA = pa.schema(
 )
 
 _KINETICS_NAME = re.compile(r"(?P<youtube_id>[A-Za-z0-9_-]{11})_(?P<start>[0-9]{6})_(?P<end>[0-9]{6})")
-# What signs a URL of S3, Google's or Azure's store or CloudFront, and what else is in such a URL for it.
-_SIGNATURES = frozenset({"x-amz-signature", "x-goog-signature", "signature", "sig"})
-_SIGNED = re.compile(
-    "x-(amz|goog)-.*|awsaccesskeyid|googleaccessid|signature|expires|key-pair-id|policy|sig|s[tepvr]|sk[a-z]+"
+# Keys that together tell a signed URL (of S3, Google's store, CloudFront, Azure's), and what is then there for it.
+_SIGNED = (
+    ({"x-amz-signature"}, "x-amz-.*"),
+    ({"x-goog-signature"}, "x-goog-.*"),
+    *(
+        ({"signature", key}, "signature|expires|policy|awsaccesskeyid|googleaccessid|key-pair-id")
+        for key in ("awsaccesskeyid", "googleaccessid", "key-pair-id")
+    ),
+    ({"sig", "sv", "se"}, "sig|sv|se|st|sp|sr|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv"),
 )
 
 
@@ -165,13 +170,12 @@ def parse_kinetics_name(stem: str) -> tuple[str, float, float] | None:
 def lasting_url(url: str) -> str:
     """A URL without what may be another for the same file the next time: user name, password, signature."""
     parts = urlsplit(url)
-    query = parts.query.split("&")
-    keys = [parameter.partition("=")[0].lower() for parameter in query]
-    if not _SIGNATURES.isdisjoint(keys):
-        query = [parameter for parameter, key in zip(query, keys, strict=True) if not _SIGNED.fullmatch(key)]
-    elif "@" not in parts.netloc:
+    found = {parameter: parameter.partition("=")[0].lower() for parameter in parts.query.split("&")}
+    signed = [names for keys, names in _SIGNED if keys <= set(found.values())]
+    if not signed and "@" not in parts.netloc:
         return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="&".join(query)))
+    query = "&".join(parameter for parameter, key in found.items() if not re.fullmatch("|".join(signed) or "(?!)", key))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
 
 
 def clip_id_for(url: str, member: str | None = None) -> str:

@@ -91,7 +91,8 @@ def download(
     start_ray()
     if "skip_members" not in sources.column_names:
         sources = plan_all(sources)
-    sources = sources.combine_chunks()  # or to take rows would look through all chunks, a thousand times
+    # Or to take rows would look through all chunks, a thousand times, and copy what `write_lance` is told beside them.
+    sources = sources.combine_chunks().replace_schema_metadata(None)
     kinds = sources["kind"].to_pylist()
     annotations = sources.filter(pc.equal(sources["kind"], "annotation"))
     archives = [i for i, kind in enumerate(kinds) if kind == "archive"]

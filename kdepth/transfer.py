@@ -182,15 +182,15 @@ class Transfer:
         """What tells this file of the server's from another one later on."""
         return {"validator": self._validator, "total_bytes": self.total_bytes}
 
-    async def is_of(self, state: Any) -> bool:
-        """Whether the server has the file of an earlier `state` still, as far as it says; asked once."""
+    async def is_of(self, state: Any) -> bool | None:
+        """Whether the server has the file of an earlier `state` still; None: it could not be asked."""
         try:
             async with await self._get({"Range": "bytes=0-0"}) as response:
                 _, total = _content_range(response.headers.get("Content-Range", ""))
                 now = {"validator": _validator(response), "total_bytes": total or response.content_length}
-                return response.ok and now["validator"] is not None and now == state
+                return (now["validator"] is not None and now == state) if response.ok else None
         except (aiohttp.ClientError, DownloadError):
-            return False
+            return None
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[bool]:
@@ -332,7 +332,9 @@ class Transfer:
             raise error
         if status not in (200, 206):
             raise HttpStatusError(self.public_url, f"unexpected answer: HTTP {status}", status)
-        etag, validator = response.headers.get("ETag", ""), _validator(response)
+        validator = _validator(response)
+        # A weak one differs between mirrors, so it counts only where there is nothing better.
+        etag = "" if validator else response.headers.get("ETag", "")
         same = (self.total_bytes or total) == total and (self._validator or validator) == (validator or self._validator)
         same &= (self._etag or etag) == (etag or self._etag)
         if status == 206 and (start != self.num_bytes or not same):
@@ -354,11 +356,6 @@ class Transfer:
         since, then = time.monotonic(), self.num_bytes
         with open(self.part, "ab") as file:
             async for chunk in response.content.iter_any():
-                if time.monotonic() - since > _SLOW_SECONDS:
-                    if self.num_bytes - then < _SLOW_BYTES:
-                        reason = f"fewer than {_SLOW_BYTES} bytes in {_SLOW_SECONDS:g} s"
-                        raise _PassingError(DownloadTimeoutError(self.public_url, reason, response.status))
-                    since, then = time.monotonic(), self.num_bytes
                 before = self.num_bytes
                 if before + len(chunk) > self._max_bytes:
                     raise DownloadTooLargeError(
@@ -373,6 +370,11 @@ class Transfer:
                 self._sha256.update(chunk)
                 self.num_bytes += len(chunk)
                 TRAFFIC.num_bytes += len(chunk)
+                if time.monotonic() - since > _SLOW_SECONDS:
+                    if self.num_bytes - then < _SLOW_BYTES:
+                        reason = f"fewer than {_SLOW_BYTES} bytes in {_SLOW_SECONDS:g} s"
+                        raise _PassingError(DownloadTimeoutError(self.public_url, reason, response.status))
+                    since, then = time.monotonic(), self.num_bytes
                 if before < _WORTH_RESUMING_BYTES <= self.num_bytes and self._validator:
                     self._save()
                 self._on_bytes()

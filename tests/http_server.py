@@ -155,6 +155,10 @@ class Server:
         body = path.read_bytes() if fault.body is None else fault.body
         headers = self._validators(path, body) | dict(fault.headers)
         start = self._start(request, headers, len(body))
+        if self._ranges and request.headers.get("Range") == "bytes=0-0":  # what tells size and validators
+            log.status, log.bytes_sent = 206, log.bytes_sent + 1
+            headers["Content-Range"] = f"bytes 0-0/{len(body)}"
+            return web.Response(status=206, headers=headers, body=body[:1])
         log.status = 206 if start else 200
         if start >= len(body) and start:
             log.status = 416

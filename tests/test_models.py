@@ -535,6 +535,29 @@ def test_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             load_model("other.py")
 
 
+def test_what_a_network_of_ones_own_gives_is_looked_at(tmp_path: Path) -> None:
+    frames = make_frames(2, 32, 48)
+    for gives, says in (
+        ("frames[:, :1].float()", r"gave inverse depth \(2, 1, 32, 48\) of frames \(2, 32, 48\)"),
+        ("frames[:1, 0].float()", r"gave inverse depth \(1, 32, 48\)"),
+        ("frames[:, 0].float() * float('nan')", "not finite"),
+    ):
+        (tmp_path / "mine.py").write_text(OWN.replace("frames[:, 0].float()", gives))
+        with pytest.raises(DepthError, match=says):
+            load_model(tmp_path / "mine.py", device="cpu").estimate(frames)
+    (tmp_path / "mine.py").write_text(OWN.replace("frames[:, 0].float()", "frames[:, 0].bfloat16()"))
+    assert load_model(tmp_path / "mine.py", device="cpu").estimate(frames).inverse_depth.dtype == np.float32
+    for wrong in ({"kind": "disparity"}, {"kind": "relative", "batch_size": 0}):
+        with pytest.raises(ValueError, match=list(wrong)[-1]):
+            DepthModel(lambda *_: None, **wrong)  # type: ignore[arg-type, return-value]
+    own = "from __future__ import annotations\nfrom dataclasses import dataclass\n\n@dataclass\nclass A:\n    b: int\n"
+    (tmp_path / "mine.py").write_text(own + OWN)
+    assert load_model(tmp_path / "mine.py", device="cpu").name == "mine.py"
+    (tmp_path / "mine.py").write_text("import not_there")
+    with pytest.raises(ModuleNotFoundError):
+        model_identity(tmp_path / "mine.py")
+
+
 def test_options_that_can_t_be(checkpoints: Path) -> None:
     with pytest.raises(ValueError, match="dtype='int8'"):
         load_model(checkpoints / "glpn", dtype="int8")

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from kdepth.errors import SourceError
-from kdepth.schema import SOURCE_SCHEMA, clip_id_for
+from kdepth.schema import SOURCE_SCHEMA, clip_id_for, lasting_url
 from kdepth.sources import read_sources
 
 ID = "0wR5jVB-WPk"
@@ -180,6 +180,22 @@ def test_annotations_that_name_no_clip_are_told(tmp_path: Path) -> None:
     annotations = write(tmp_path, "k.csv", K400)
     with pytest.warns(UserWarning, match=r"names none of the 1 clips of the list of URLs: .*\{youtube_id\}"):
         read_sources(["https://h/a.mp4"], annotations=annotations)
+
+
+def test_only_what_signs_a_url_is_no_part_of_its_name() -> None:
+    base = "https://h/get.mp4?sku=1"
+    signed = (
+        "&X-Amz-Date=1&X-Amz-Expires=9&X-Amz-Signature=2",
+        "&Expires=1&AWSAccessKeyId=2&Signature=3",
+        "&Expires=1&Signature=2&Key-Pair-Id=3",
+        "&sv=1&se=2&sp=r&sr=b&sig=3",
+    )
+    for more in signed:
+        assert lasting_url(base + more) == lasting_url(base.replace("://", "://me:secret@") + more) == base
+    others = ["sku=1&sig=a", "sku=2&sig=a", "sku=1&sig=b", "st=1&signature=a", "st=2&signature=a", "key=1", "key=2"]
+    assert read_sources([f"https://h/get.mp4?{query}" for query in others]).num_rows == len(others)
+    for url in ("https://h/a.mp4", "https://h/a.mp4?", "https://h/a%20b.mp4?x=1&&y#z"):
+        assert lasting_url(url) == url
 
 
 def test_malformed_lists() -> None:

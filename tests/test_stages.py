@@ -24,9 +24,13 @@ from tiny_checkpoints import FAMILIES, save_checkpoint, save_constant_checkpoint
 
 import kdepth
 from kdepth import runs, samples, stages
+from kdepth.addresses import public_url
 from kdepth.attempts import repeated
+from kdepth.dataset import ClipWriter
 from kdepth.errors import DatasetError
 from kdepth.ffmpeg import ffmpeg_path
+from kdepth.models import model_identity
+from kdepth.schema import OK, clip_id_for, new_row
 from kdepth.storage import Root
 
 HTML = b"<!DOCTYPE html><html><body>This video is not here any more.</body></html>" * 20
@@ -240,7 +244,7 @@ def test_labels_that_come_later_are_taken_over(
     todo = kdepth.pending(sources, tmp_path, frames="middle")
     assert todo.num_rows == 0
     report = run_pipeline(sources, tmp_path, frames="middle")
-    assert str(report) == "Nothing to do but 2 clips that have another label or split now."
+    assert str(report) == "No clip to make. 2 clips have another label or split now."
     ds = kdepth.open_dataset(tmp_path)
     assert {row["clip_id"]: (row["label"], row["split"]) for row in ds.table().to_pylist()} == {
         clip_id: labels[clip_id] for clip_id in before["clip_id"].to_pylist()
@@ -255,6 +259,31 @@ def test_labels_that_come_later_are_taken_over(
     rest = sources.filter(pc.equal(sources["clip_id"], before["clip_id"][1]))
     run_pipeline(rest, tmp_path, frames="middle")
     assert pq.read_metadata(tmp_path / "clips.parquet").num_rows == 1
+
+
+def test_archives_are_told_apart_and_known_again(tmp_path: Path) -> None:
+    base = "http://127.0.0.1:9/get.tar"
+
+    def skipped(root: str, *queries: str) -> list[list[str] | None]:
+        todo = kdepth.pending(kdepth.read_sources([base + query for query in queries]), tmp_path / root)
+        assert {row["why"] for row in todo.to_pylist()} == {"more of it"} or len(queries) == 2
+        return [row["skip_members"] for row in todo.to_pylist()]
+
+    for root, url in (("token", f"{base}?token=1"), ("password", base.replace("://", "://me:one@"))):
+        writer = ClipWriter(tmp_path / root, "run-1")
+        for name in ("a.mp4", "b.mp4"):
+            row = new_row(clip_id=clip_id_for(url, name), source_url=public_url(url), archive_member=name, status=OK)
+            files: dict[str, Any] = {"video_bytes": 1, "depth_bytes": 1}
+            for kind, folder in (("video", "360p"), ("depth", "depth")):
+                files[f"{kind}_path"] = f"{folder}/{name}"
+                (tmp_path / root / folder).mkdir(exist_ok=True)
+                (tmp_path / root / folder / name).write_bytes(b"x")
+            depth = {"depth_model": model_identity("small"), "depth_frames": "all", "depth_kind": "relative"}
+            writer.add(row | files | depth | {"width": 640, "height": 360})
+        writer.commit()
+    assert skipped("token", "?token=1") == skipped("token", "?token=2") == [["a.mp4", "b.mp4"]]
+    assert skipped("token", "?token=1", "?token=2") == [["a.mp4", "b.mp4"], []]
+    assert skipped("password", "") == [["a.mp4", "b.mp4"]]
 
 
 def test_raw_files_need_not_be_kept(ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path) -> None:
