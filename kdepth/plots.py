@@ -121,14 +121,15 @@ def show_clips(clips: Sequence[Clip], *, frames_per_clip: int = 3) -> Figure:
         label = clip.row["label"] or "no label"
         title = f"{clip.clip_id}  ({label}), depth by {clip.row['depth_model']}"
         figure_row.suptitle(title, fontsize=9, parse_math=False)  # labels may hold a $
-        axes = figure_row.subplots(1, 2 * columns, squeeze=False)[0]
+        ratios = [1.0] * (2 * columns) + [0.03]  # the last one for the colours, at one place in all rows
+        *axes, colours = figure_row.subplots(1, 2 * columns + 1, width_ratios=ratios)
         for ax in axes:
             ax.set_axis_off()
         for k, (index, depth) in enumerate(zip(picks, depths, strict=True)):
             axes[2 * k].imshow(clip.frame(index))
             axes[2 * k].set_title(f"frame {index}", fontsize=8)
             image = axes[2 * k + 1].imshow(depth, cmap=_COLOUR_MAP, vmin=limits[0], vmax=limits[1])
-        figure_row.colorbar(image, ax=list(axes), label=unit(clip), fraction=0.02, pad=0.01)
+        figure_row.colorbar(image, cax=colours, label=unit(clip))
     return figure
 
 
