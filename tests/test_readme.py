@@ -63,4 +63,6 @@ def test_its_pictures_are_what_the_notebooks_show() -> None:
             for output in cell.get("outputs", []):
                 shown.add(base64.b64decode(output.get("data", {}).get("image/jpeg", "")))
     pictures = [PROJECT / target for target in re.findall(r"!\[[^]]*\]\((notebooks/figures/[^)]+)\)", README)]
-    assert sum(picture.read_bytes() in shown for picture in pictures) >= 3
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert picture.read_bytes() in shown, picture
