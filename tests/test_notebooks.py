@@ -1,7 +1,9 @@
 """The notebooks as papermill runs them. That their cells give what they show is nbval's part of the suite."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +21,26 @@ NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 
 
 def papermill(*arguments: str | Path, cwd: Path) -> str:
+    """What papermill prints.
+
+    Once in many runs Jupyter's client and kernel wait for each other (papermill's issue 711): it is ended then, with
+    its kernel, and tried once more. Whatever of ours stood still would do so again.
+    """
     command = [sys.executable, "-m", "papermill", *map(str, arguments)]
-    # Once in many runs Jupyter's client and kernel wait for each other: that should be an error, not a stop.
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+    for attempt in (1, 2):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, text=True, cwd=cwd, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
+            try:
+                out, err = process.communicate(timeout=300)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                if attempt == 2:
+                    raise
+                continue
+        assert process.returncode == 0, err[-3000:]
+        return str(out + err)
+    raise AssertionError
 
 
 def outputs(notebook: Path) -> str:
