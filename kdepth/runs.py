@@ -69,7 +69,9 @@ def start_ray(address: str = "", *, num_cpus: int | None = None, verbose: bool =
         }
         if address:
             _require_reachable(address)
-        options |= {"address": address} if address else {"num_cpus": num_cpus, "include_dashboard": False}
+        # Without "local" Ray would join whatever cluster this machine happens to belong to.
+        alone = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+        options |= {"address": address} if address else alone
         with contextlib.nullcontext() if verbose else _quiet_start():
             _init_ray(options)
     context = ray.data.DataContext.get_current()
