@@ -25,9 +25,9 @@ from tiny_checkpoints import FAMILIES, save_checkpoint, save_constant_checkpoint
 import kdepth
 from kdepth import runs, samples, stages
 from kdepth.addresses import public_url
-from kdepth.attempts import repeated
+from kdepth.attempts import counted, one_run, repeated
 from kdepth.dataset import ClipWriter
-from kdepth.errors import DatasetError
+from kdepth.errors import DatasetError, WorkerDiedError
 from kdepth.ffmpeg import ffmpeg_path
 from kdepth.models import model_identity
 from kdepth.schema import OK, clip_id_for, new_row
@@ -460,6 +460,22 @@ def test_what_can_not_be_is_found_before_anything_runs(ray_cluster: None, tmp_pa
             kdepth.estimate_depth(clips, tmp_path, device=device)
     with pytest.raises(ValueError, match="the embedded model is relative"):
         kdepth.pending(kdepth.read_sources(["http://127.0.0.1:9/a.mp4"]), tmp_path, depth_kind="metric")
+
+
+def test_deaths_that_come_later_than_all_before_count_as_the_first(ray_cluster: None) -> None:
+    dead = []  # what nobody leaves is a death
+
+    def die_after(num_steps: int) -> None:
+        dead.append(counted("archive", "download"))
+        step = dead[-1].__enter__()
+        for _ in range(num_steps):
+            step()
+
+    with one_run():
+        for num_steps in (2, 3, 4, 4, 1):
+            die_after(num_steps)
+        with pytest.raises(WorkerDiedError, match="died 3 times"):
+            die_after(0)
 
 
 def test_a_network_of_ones_own_in_the_pipeline(
