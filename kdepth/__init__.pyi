@@ -1,10 +1,10 @@
 """The public names and where they are from; a module is imported when one of its names is first used."""
 
-from .clip import Clip
-from .dataset import ClipDataset, open_dataset, pack
-from .depth import estimate_clip_depth
-from .depth_video import read_depth, read_frames
-from .downloads import fetch
+from .dataset.clip import Clip
+from .dataset.dataset import ClipDataset, open_dataset, pack
+from .dataset.torch_dataset import torch_dataset
+from .downloads.fetching import fetch
+from .downloads.http import Fetched
 from .errors import (
     DatasetError,
     DepthError,
@@ -13,17 +13,17 @@ from .errors import (
     SourceError,
     TranscodeError,
 )
-from .metrics import ModelComparison, compare_models
-from .models import ClipDepth, DepthModel, load_model
-from .notebooks import check_parameters, project_path
-from .pairs import torch_dataset
-from .plan import pending
-from .runs import RunReport, start_ray, write_lance
+from .models.load import ClipDepth, DepthModel, load_model
+from .notebook.comparison import ModelComparison, compare_models
+from .notebook.parameters import check_parameters, project_path
+from .pipeline.clip_depth import estimate_clip_depth
+from .pipeline.pending import pending
+from .pipeline.run import RunReport, start_ray, write_lance
+from .pipeline.stages import download, estimate_depth, transcode
 from .schema import CLIP_SCHEMA, COLUMNS
 from .sources import read_sources
-from .stages import download, estimate_depth, transcode
-from .transcoding import VideoInfo, transcode_file, video_info
-from .transfer import Fetched
+from .video.depth_file import read_depth, read_frames
+from .video.transcode import VideoInfo, transcode_file, video_info
 
 __version__: str
 

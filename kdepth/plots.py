@@ -20,9 +20,9 @@ from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
 
-from kdepth.clip import Clip
+from kdepth.dataset.clip import Clip
 from kdepth.errors import DatasetError
-from kdepth.occupancy import StageLoad, stage_load
+from kdepth.notebook.timeline import StageLoad, stage_load
 
 # Perceptually uniform, dark to bright: near is bright.
 _COLOUR_MAP = "inferno"
@@ -356,7 +356,7 @@ def run_timeline(rows: pa.Table) -> Figure:
     """A run at a glance: what each stage did when, how many clips were in work and waiting, and the bottleneck.
 
     Args:
-        rows: Rows of one run (`kdepth.occupancy.last_run`), with the columns that `timeline` needs.
+        rows: Rows of one run (`kdepth.notebook.timeline.last_run`), with the columns that `timeline` needs.
     """
     load = stage_load(rows)
     lines = min(rows.num_rows, 60)

@@ -25,12 +25,12 @@ import pyarrow as pa
 from aiohttp import web
 from numpy.typing import NDArray
 
-from kdepth.clip import Clip
-from kdepth.dataset import ClipDataset
-from kdepth.depth import estimate_clip_depth
-from kdepth.depth_video import read_depth
-from kdepth.metrics import rank_correlation
-from kdepth.models import DepthModel
+from kdepth.dataset.clip import Clip
+from kdepth.dataset.dataset import ClipDataset
+from kdepth.models.load import DepthModel
+from kdepth.notebook.comparison import rank_correlation
+from kdepth.pipeline.clip_depth import estimate_clip_depth
+from kdepth.video.depth_file import read_depth
 
 if TYPE_CHECKING:
     import torch

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from kdepth.apple import apple_config, apple_keys
-from kdepth.models import load_model
+from kdepth.models.apple_weights import apple_config, apple_keys
+from kdepth.models.load import load_model
 
 
 def make(folder: Path) -> None:

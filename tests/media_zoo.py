@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kdepth import ffmpeg as runner
 from kdepth.errors import (
     DamagedMediaError,
     MediaTooLargeError,
@@ -33,7 +32,8 @@ from kdepth.errors import (
     TranscodeMemoryError,
     UnsupportedMediaError,
 )
-from kdepth.transcoding import default_encoder
+from kdepth.video import ffmpeg as runner
+from kdepth.video.transcode import default_encoder
 
 NUM_BITS = 6
 

@@ -23,8 +23,8 @@ import pytest
 from http_server import Fault, Server, serve
 
 import kdepth
-from kdepth.archives import Member, archive_path, index_name, read_archive, read_index
-from kdepth.downloads import client_session
+from kdepth.downloads.archive import Member, archive_path, index_name, read_archive, read_index
+from kdepth.downloads.fetching import client_session
 from kdepth.errors import ArchiveError, DownloadError, HttpStatusError, IncompleteDownloadError
 from kdepth.schema import clip_id_for
 from kdepth.sources import read_sources
@@ -710,8 +710,8 @@ from pathlib import Path
 sys.modules["kdepth"] = types.ModuleType("kdepth")
 sys.modules["kdepth"].__path__ = [sys.argv[3]]
 import kdepth
-from kdepth.archives import Member, index_name, read_archive, read_index
-from kdepth.downloads import client_session
+from kdepth.downloads.archive import Member, index_name, read_archive, read_index
+from kdepth.downloads.fetching import client_session
 
 async def main(url, root):
     done = set(root.joinpath("done").read_text().split("\\n")) if root.joinpath("done").exists() else set()

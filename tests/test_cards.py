@@ -11,7 +11,7 @@ import numpy as np
 from conftest import Run
 
 import kdepth
-from kdepth.dataset import ClipWriter
+from kdepth.dataset.dataset import ClipWriter
 from kdepth.schema import FAILED, OK, new_row
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"

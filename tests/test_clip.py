@@ -15,12 +15,12 @@ from conftest import Run
 
 import kdepth
 from kdepth import plots
-from kdepth.dataset import ClipWriter
-from kdepth.depth_video import read_frame_at
+from kdepth.dataset.dataset import ClipWriter
 from kdepth.errors import DatasetError
-from kdepth.ffmpeg import ffmpeg_path
 from kdepth.schema import FAILED, OK, new_row
 from kdepth.storage import Root
+from kdepth.video.depth_file import read_frame_at
+from kdepth.video.ffmpeg import ffmpeg_path
 
 
 @pytest.fixture

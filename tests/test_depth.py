@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdepth.depth import estimate_clip_depth, frame_selector
-from kdepth.depth_video import read_depth, read_frames
 from kdepth.errors import DatasetError, DepthError
-from kdepth.models import DepthModel, load_model
+from kdepth.models.load import DepthModel, load_model
+from kdepth.pipeline.clip_depth import estimate_clip_depth, frame_selector
 from kdepth.samples import rendered_clips
+from kdepth.video.depth_file import read_depth, read_frames
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from kdepth.depth_video import DepthWriter, read_depth, read_depth_at
 from kdepth.errors import DatasetError
+from kdepth.video.depth_file import DepthWriter, read_depth, read_depth_at
 
 
 def write(path: Path, frames: list[np.ndarray], fps: float = 30000 / 1001) -> list[np.ndarray]:

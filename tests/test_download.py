@@ -18,9 +18,11 @@ import pytest
 import trustme
 from http_server import Fault, Server, serve
 
-from kdepth import addresses, transfer
-from kdepth.addresses import public_url
-from kdepth.downloads import client_session, fetch
+from kdepth.downloads.fetching import client_session, fetch
+from kdepth.downloads.fetching import http as transfer
+from kdepth.downloads.fetching import network as addresses
+from kdepth.downloads.http import Fetched
+from kdepth.downloads.network import public_url
 from kdepth.errors import (
     DownloadError,
     DownloadTimeoutError,
@@ -31,7 +33,6 @@ from kdepth.errors import (
     NotAVideoError,
     RefusedAddressError,
 )
-from kdepth.transfer import Fetched
 
 # What a file of 3 MB looks like from outside: an MP4's first bytes, then noise.
 VIDEO = b"\0\0\0\x18ftypmp42" + random.Random(4).randbytes(3_000_000)

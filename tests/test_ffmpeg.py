@@ -16,7 +16,7 @@ import imageio_ffmpeg
 import pytest
 from media_zoo import BUILDS, SYSTEM_FFMPEG, VALID, forget_ffmpeg, use_ffmpeg
 
-import kdepth.ffmpeg
+import kdepth.video.ffmpeg
 from kdepth.errors import (
     DamagedMediaError,
     MediaTooLargeError,
@@ -25,7 +25,7 @@ from kdepth.errors import (
     TranscodeTimeoutError,
     UnsupportedMediaError,
 )
-from kdepth.ffmpeg import DEMUXERS, can_encode, ffmpeg_path, ffmpeg_version, input_arguments, run_ffmpeg
+from kdepth.video.ffmpeg import DEMUXERS, can_encode, ffmpeg_path, ffmpeg_version, input_arguments, run_ffmpeg
 
 ENDLESS = ("-re", "-f", "lavfi", "-i", "testsrc2", "-f", "null", "-")
 
@@ -131,7 +131,7 @@ def test_timeout_of_real_work(build: str, clip: Path) -> None:
 
 def test_cpu_limit(build: str, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FFmpeg stops by itself when the kernel tells it that its CPU time is over."""
-    monkeypatch.setattr(kdepth.ffmpeg, "_cpu_limit", lambda seconds: (1, 5))
+    monkeypatch.setattr(kdepth.video.ffmpeg, "_cpu_limit", lambda seconds: (1, 5))
     work = ("-f", "lavfi", "-i", "testsrc2=size=640x360", "-f", "null", "-")
     with pytest.raises(TranscodeTimeoutError) as caught:
         run_ffmpeg(("-loglevel", "level+info", *work), source=clip, timeout_seconds=300)
@@ -161,7 +161,7 @@ def test_memory_limit(build: str, clip: Path) -> None:
 
 
 def test_output_limit(build: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kdepth.ffmpeg, "_MAX_OUTPUT_BYTES", 1 << 20)
+    monkeypatch.setattr(kdepth.video.ffmpeg, "_MAX_OUTPUT_BYTES", 1 << 20)
     out = tmp_path / "out.yuv"
     with pytest.raises(MediaTooLargeError):
         run_ffmpeg(["-f", "lavfi", "-i", "testsrc2", "-f", "rawvideo", str(out)], source=clip, timeout_seconds=60)
@@ -174,7 +174,7 @@ def test_child_dies_with_its_parent(clip: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pid")
     child = script(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 1000")
     code = (
-        "import sys; from pathlib import Path; from kdepth.ffmpeg import run_ffmpeg; "
+        "import sys; from pathlib import Path; from kdepth.video.ffmpeg import run_ffmpeg; "
         "run_ffmpeg([], source=Path(sys.argv[1]), timeout_seconds=600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(clip)], env={**os.environ, "KDEPTH_FFMPEG": child})
@@ -189,7 +189,7 @@ def test_child_dies_with_its_parent(clip: Path, tmp_path: Path) -> None:
 
 def test_without_setpriv(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Busybox has a setpriv that can do less, macOS none."""
-    monkeypatch.setattr(kdepth.ffmpeg, "launcher", lambda: ())
+    monkeypatch.setattr(kdepth.video.ffmpeg, "launcher", lambda: ())
     result = run_ffmpeg(
         ["-loglevel", "level+info", *input_arguments(clip, threads=1), "-f", "null", "-"],
         source=clip,

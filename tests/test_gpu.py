@@ -18,9 +18,9 @@ from tiny_checkpoints import FAMILIES, save_checkpoint
 
 import kdepth
 from kdepth import samples
-from kdepth.depth_video import read_frames
-from kdepth.models import load_model
+from kdepth.models.load import load_model
 from kdepth.samples import rendered_clips
+from kdepth.video.depth_file import read_frames
 
 on_a_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() and os.environ.get("FAIL_WITHOUT_CUDA") != "1", reason="there is no CUDA GPU"

@@ -12,9 +12,9 @@ import pytest
 from http_server import Fault, serve
 
 import kdepth
-from kdepth import traffic
-from kdepth.ffmpeg import ffmpeg_path
-from kdepth.transfer import TRAFFIC, Traffic
+from kdepth.downloads.http import TRAFFIC, Traffic
+from kdepth.pipeline import traffic
+from kdepth.video.ffmpeg import ffmpeg_path
 
 
 class Style(NamedTuple):

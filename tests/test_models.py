@@ -27,12 +27,12 @@ from tiny_checkpoints import FAMILIES
 from transformers import AutoModelForDepthEstimation
 
 import kdepth
-from kdepth import depth_pro, families, products
-from kdepth import depth_pro_decoder as decoder
-from kdepth.apple import apple_config, apple_keys
 from kdepth.errors import DepthError
-from kdepth.metrics import agreement
-from kdepth.models import DepthModel, load_model, model_identity
+from kdepth.models.apple_weights import apple_config, apple_keys
+from kdepth.models.load import DepthModel, depth_pro, load_model, model_identity, products
+from kdepth.models.load import depth_pro_decoder as decoder
+from kdepth.models.load import transformers_models as families
+from kdepth.notebook.comparison import agreement
 from kdepth.samples import rendered_clips
 from kdepth.schema import new_row
 
@@ -650,7 +650,7 @@ def test_the_hubs_cache_is_used_without_asking_the_hub(
 @pytest.mark.parametrize("offline", [True, False])
 def test_weights_that_can_t_be_had(offline: bool, tmp_path: Path) -> None:
     """In a process of its own, because the hub's client reads its environment once."""
-    code = "import kdepth.models as m\ntry: m.model_identity('depth-pro')\nexcept m.DepthError as exc: print(exc)"
+    code = "import kdepth.models.load as m\ntry: m.model_identity('depth-pro')\nexcept m.DepthError as exc: print(exc)"
     # Nobody listens on port 9. With its usual retries the hub's client would take half a minute.
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     environment["HF_HUB_OFFLINE"] = "1" if offline else "0"
@@ -670,7 +670,7 @@ def test_weights_that_can_t_be_had(offline: bool, tmp_path: Path) -> None:
 def test_memory_that_is_needed_with_every_frame_is_kept() -> None:
     script = """if True:
         import resource, numpy as np
-        from kdepth.heap import keep_freed_memory
+        from kdepth.models.heap import keep_freed_memory
         {call}
         for _ in range(20):
             arrays = [np.ones(2**20) for _ in range(12)]  # 8 MiB each
@@ -684,7 +684,7 @@ def test_memory_that_is_needed_with_every_frame_is_kept() -> None:
 
 
 def test_small() -> None:
-    from kdepth.small import WEIGHTS_SHA256, load_small
+    from kdepth.models.small import WEIGHTS_SHA256, load_small
 
     model = load_model("small", device="cpu")
     assert model.kind == "relative"

@@ -17,7 +17,7 @@ import kdepth
 from kdepth import samples
 
 PROJECT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((PROJECT / "notebooks").rglob("*.ipynb"))
 
 
 def papermill(*arguments: str | Path, cwd: Path) -> str:

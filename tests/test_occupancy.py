@@ -6,7 +6,7 @@ import pytest
 from conftest import Run
 
 import kdepth
-from kdepth.occupancy import COLUMNS, STAGES, last_run, stage_load
+from kdepth.notebook.timeline import COLUMNS, STAGES, last_run, stage_load
 from kdepth.schema import OK, new_row, rows_to_table
 
 START = datetime(2030, 1, 1, tzinfo=UTC)

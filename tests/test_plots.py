@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 
 import kdepth
 from kdepth import plots
-from kdepth.occupancy import stage_load
+from kdepth.notebook.timeline import stage_load
 from kdepth.schema import new_row, rows_to_table
 
 matplotlib.use("agg")

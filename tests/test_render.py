@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("numba", reason="the dependency group 'train' is not installed")
 
-from kdepth import scenes
-from kdepth.render import BOX, CAPSULE, CONE, ELLIPSOID, RECT, TERRAIN
+from train_small import scenes
+from train_small.render import BOX, CAPSULE, CONE, ELLIPSOID, RECT, TERRAIN
 
 WIDTH, HEIGHT = 96, 72
 

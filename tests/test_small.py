@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import kdepth
-from kdepth import small
 from kdepth.errors import DepthError
-from kdepth.small import SmallNetwork, load_small, upsample
+from kdepth.models.load import small
+from kdepth.models.small import SmallNetwork, load_small, upsample
 
 SAMPLES = Path(kdepth.__file__).parent / "data" / "samples"
 
@@ -161,7 +161,7 @@ def test_upsampling_puts_an_edge_where_the_picture_has_it() -> None:
 
 def test_depth_of_unseen_rendered_scenes(network: SmallNetwork) -> None:
     pytest.importorskip("numba", reason="the dependency group 'train' is not installed")
-    from kdepth import scenes, train
+    from train_small import scenes, train
 
     kinds = list(scenes.SCENES)
     rgb, inverse = train.render_set(len(kinds), first_seed=train.VALIDATION_SEED, kinds=kinds)
@@ -172,7 +172,7 @@ def test_depth_of_unseen_rendered_scenes(network: SmallNetwork) -> None:
 
 def test_a_picture_without_any_target_spoils_no_training() -> None:
     pytest.importorskip("numba", reason="the dependency group 'train' is not installed")
-    from kdepth import train
+    from train_small import train
 
     target = torch.rand(4, 16, 16)
     target[::2] = torch.nan
@@ -194,7 +194,7 @@ def test_a_picture_without_any_target_spoils_no_training() -> None:
 
 def test_depth_of_the_sample_clips(network: SmallNetwork) -> None:
     pytest.importorskip("numba", reason="the dependency group 'train' is not installed")
-    from kdepth import train
+    from train_small import train
 
     rows = train.sample_correlation(network, SAMPLES, step=24)
     assert len(rows) == 6

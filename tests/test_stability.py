@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
-from kdepth.clip import Clip
-from kdepth.depth import estimate_clip_depth
-from kdepth.models import ClipDepth, DepthModel
+from kdepth.dataset.clip import Clip
+from kdepth.dataset.temporal import sampled, scale_jump, stabilising_scales, steady_focal_length, steady_grey
+from kdepth.models.load import ClipDepth, DepthModel
+from kdepth.pipeline.clip_depth import estimate_clip_depth
 from kdepth.samples import jumping_copy, rendered_clips, true_inverse_depth
 from kdepth.schema import new_row
-from kdepth.stability import sampled, scale_jump, stabilising_scales, steady_focal_length, steady_grey
 
 
 def test_a_scale_jump_is_measured_on_what_stands_still(random_generator: np.random.Generator) -> None:

@@ -23,15 +23,17 @@ from pipeline_run import run_pipeline
 from tiny_checkpoints import FAMILIES, save_checkpoint, save_constant_checkpoint
 
 import kdepth
-from kdepth import runs, samples, stages
-from kdepth.addresses import public_url
-from kdepth.attempts import counted, one_run, repeated
-from kdepth.dataset import ClipWriter
+from kdepth import samples
+from kdepth.dataset.dataset import ClipWriter
+from kdepth.downloads.network import public_url
 from kdepth.errors import DatasetError, WorkerDiedError
-from kdepth.ffmpeg import ffmpeg_path
-from kdepth.models import model_identity
+from kdepth.models.load import model_identity
+from kdepth.pipeline import run as runs
+from kdepth.pipeline import stages
+from kdepth.pipeline.attempts import counted, one_run, repeated
 from kdepth.schema import OK, clip_id_for, new_row
 from kdepth.storage import Root
+from kdepth.video.ffmpeg import ffmpeg_path
 
 HTML = b"<!DOCTYPE html><html><body>This video is not here any more.</body></html>" * 20
 

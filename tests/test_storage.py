@@ -23,8 +23,8 @@ from pipeline_run import run_pipeline
 
 import kdepth
 from kdepth import samples
+from kdepth.dataset.torch_dataset import _intrinsics
 from kdepth.errors import DatasetError, StorageError
-from kdepth.pairs import _intrinsics
 from kdepth.storage import Root
 
 SCRIPT = Path(__file__).parent / "pipeline_run.py"

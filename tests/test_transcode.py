@@ -35,7 +35,6 @@ from media_zoo import (
     use_ffmpeg,
 )
 
-from kdepth.depth_video import read_frame_at, read_frames
 from kdepth.errors import (
     DamagedMediaError,
     KdepthError,
@@ -44,8 +43,9 @@ from kdepth.errors import (
     TranscodeTimeoutError,
     UnsupportedMediaError,
 )
-from kdepth.media import MediaInfo, probe
-from kdepth.transcoding import VideoInfo, default_encoder, transcode_file, video_info
+from kdepth.video.depth_file import read_frame_at, read_frames
+from kdepth.video.probe import MediaInfo, probe
+from kdepth.video.transcode import VideoInfo, default_encoder, transcode_file, video_info
 
 # Mutated files per run; the full one is 2,000.
 NUM_MUTATIONS = int(os.environ.get("KDEPTH_NUM_MUTATIONS", "40"))

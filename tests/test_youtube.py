@@ -13,6 +13,7 @@ import av
 import pytest
 from http_server import Fault, Server, serve
 
+from kdepth.downloads.youtube import _failure, fetch_youtube
 from kdepth.errors import (
     DownloadError,
     DownloadTimeoutError,
@@ -21,8 +22,7 @@ from kdepth.errors import (
     RefusedAddressError,
     VideoUnavailableError,
 )
-from kdepth.ffmpeg import ffmpeg_path
-from kdepth.youtube import _failure, fetch_youtube
+from kdepth.video.ffmpeg import ffmpeg_path
 
 needs_yt_dlp = pytest.mark.skipif(importlib.util.find_spec("yt_dlp") is None, reason="extra kdepth[youtube]")
 

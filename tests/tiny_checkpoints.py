@@ -23,7 +23,7 @@ from transformers import (
     ZoeDepthConfig,
 )
 
-from kdepth.models import DepthKind
+from kdepth.models.load import DepthKind
 
 
 def depth_pro_config(*, patch_size: int = 64, layers: int = 2, **options: Any) -> DepthProConfig:

@@ -1,0 +1,239 @@
+"""From a 360p clip to its depth file and the statistics that go into its row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kdepth.dataset.temporal import sampled, scale_jump, steady_grey
+from kdepth.errors import DepthError
+from kdepth.schema import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH
+from kdepth.video.depth_file import DepthWriter, Frame, count_frames, read_frames
+
+if TYPE_CHECKING:  # models imports torch, which workers that only download must not wait for
+    from kdepth.models.load import ClipDepth, DepthModel
+
+
+# Quantiles and thumbnail are made of every fourth pixel in both directions, 14,400 of a 640 x 360 frame.
+_STRIDE = 4
+
+
+def frames_name(frames: str | float) -> str:
+    """`frames` as rows name it, one name for one choice: a notebook's parameter may be 2, 2.0 or ``"2"``."""
+    try:
+        rate = float(frames)
+    except ValueError:
+        return str(frames)
+    return str(int(rate)) if rate.is_integer() else str(rate)
+
+
+def frame_selector(frames: str, num_frames: int) -> Callable[[int, float], bool]:
+    """Which frames of a clip get depth.
+
+    Args:
+        frames: ``"all"``; ``"middle"``: the one at ``num_frames // 2``; ``"first"``; or frames per second as a
+            number, such as ``"2"``: the first frame at or after each multiple of 0.5 s.
+        num_frames: Frames in the clip.
+
+    Returns:
+        A function of a frame's index and time in seconds, to be called in presentation order.
+
+    Raises:
+        ValueError: `frames` is none of these.
+    """
+    if frames == "all":
+        return lambda index, time_seconds: True
+    if frames in ("first", "middle"):
+        only = 0 if frames == "first" else num_frames // 2
+        return lambda index, time_seconds: index == only
+    try:
+        rate = float(frames)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ValueError(f'frames={frames!r}: must be "all", "middle", "first" or a number of frames per second > 0')
+    next_tick = 0
+
+    def on_tick(index: int, time_seconds: float) -> bool:
+        nonlocal next_tick
+        # Times come from integer time bases: a frame meant for a tick may lie a rounding error before it.
+        tick = math.floor(time_seconds * rate + 1e-6)
+        if tick < next_tick:
+            return False
+        next_tick = tick + 1
+        return True
+
+    return on_tick
+
+
+def estimate_clip_depth(
+    video: str | Path,
+    destination: str | Path,
+    model: DepthModel,
+    *,
+    frames: str | float = "all",
+    num_frames: int | None = None,
+) -> dict[str, Any]:
+    """Estimate the depth of a clip's frames and write them to a depth file.
+
+    Decoding of the next batch and encoding of the last one run beside the model, unless that has one thread of a CPU.
+
+    Args:
+        video: A 360p file made by `transcode_file`.
+        destination: The ``.mkv`` depth file to make; appears whole or not at all.
+        model: From `load_model`.
+        frames: Which frames: see `frame_selector`.
+        num_frames: Frames in the clip if known (only ``"middle"`` needs it, and counts otherwise).
+
+    Returns:
+        The columns of the clip's row that this stage fills: ``depth_bytes``, ``depth_model``, ``depth_kind``,
+        ``depth_frames``, ``num_depth_frames``, ``frames``, ``depth_thumbnail``, ``flicker``.
+
+    Raises:
+        ValueError: `frames` is not one of the allowed values.
+        DatasetError: The clip can't be decoded.
+        DepthError: The clip has no frame, or the model gave depth that can't be stored.
+    """
+    import torch  # already there with the model
+
+    frames = frames_name(frames)
+    if frames == "middle" and num_frames is None:
+        num_frames = count_frames(video)
+    chosen = read_frames(video, frame_selector(frames, num_frames or 0))
+    destination = Path(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    statistics = _ClipStatistics()
+    first = next(chosen, None)
+    if first is None:
+        raise DepthError(f"{video} has no frame to estimate depth of")
+    height, width = first.rgb.shape[:2]
+    batches = _batched(chain([first], chosen), model.batch_size)
+    with DepthWriter(destination, width, height) as writer, ThreadPoolExecutor(2) as pool:
+        # Three threads on one core would drive each other's data out of its cache: 4 % of the time.
+        submit = _at_once if model.device == "cpu" and torch.get_num_threads() == 1 else pool.submit
+        decoded: Future[_Batch | None] = submit(next, batches, None)
+        written: Future[None] | None = None
+        result: ClipDepth | None = None
+        while (batch := decoded.result()) is not None:
+            decoded = submit(next, batches, None)
+            result = model.estimate(batch.rgb, after=result)
+            if written is not None:  # frames must enter the encoder in order
+                written.result()
+            written = submit(_store, writer, statistics, batch.frames, result.inverse_depth, result.focal_length_px)
+        if written is not None:
+            written.result()
+    return {
+        "depth_bytes": destination.stat().st_size,
+        "depth_model": model.identity,
+        "depth_kind": model.kind,
+        "depth_frames": frames,
+        "num_depth_frames": len(statistics.frames),
+        "frames": statistics.frames,
+        "depth_thumbnail": statistics.thumbnail(),
+        "flicker": statistics.flicker(),
+    }
+
+
+def _at_once(work: Callable[..., Any], *args: Any) -> Future[Any]:
+    """As an executor's `submit`, without one."""
+    future: Future[Any] = Future()
+    future.set_result(work(*args))
+    return future
+
+
+class _Batch(NamedTuple):
+    frames: list[Frame]
+    rgb: NDArray[np.uint8]
+
+
+def _batched(frames: Iterator[Frame], size: int) -> Iterator[_Batch]:
+    for first in frames:
+        rgb = np.empty((size, *first.rgb.shape), np.uint8)
+        batch: list[Frame] = []
+        for frame in chain([first], islice(frames, size - 1)):
+            rgb[len(batch)] = frame.rgb  # while the cache has it; and its own memory is for the next one
+            batch.append(frame._replace(rgb=rgb[len(batch)]))
+        yield _Batch(batch, rgb[: len(batch)])
+
+
+def _store(
+    writer: DepthWriter,
+    statistics: _ClipStatistics,
+    batch: list[Frame],
+    inverse_depth: NDArray[np.float32],
+    focal_length_px: NDArray[np.float32] | None,
+) -> None:
+    import torch  # 50 times as fast as NumPy at this, to the same bits
+
+    half = torch.empty(inverse_depth.shape[1:], dtype=torch.half)
+    for i, frame in enumerate(batch):
+        # What is stored, not what was computed, is what the statistics describe.
+        stored = half.copy_(torch.from_numpy(inverse_depth[i])).numpy()
+        focal_length = None if focal_length_px is None else float(focal_length_px[i])
+        row = statistics.add(frame, stored, focal_length)
+        try:
+            row["crc32"] = writer.write(stored, frame.time_seconds)
+        except ValueError as exc:
+            raise DepthError(f"frame {frame.index}: the model's {exc}") from exc
+
+
+class _ClipStatistics:
+    """Gathers, frame by frame, what a clip's row says of its depth."""
+
+    def __init__(self) -> None:
+        self.frames: list[dict[str, Any]] = []
+        self._thumbnail_sum = np.zeros((THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH), np.float64)
+        self._jumps: list[float] = []
+        self._last: tuple[NDArray[np.int16], NDArray[np.float32]] | None = None
+
+    def add(self, frame: Frame, inverse_depth: NDArray[np.float16], focal_length_px: float | None) -> dict[str, Any]:
+        """The frame's entry of the row's ``frames``, without the checksum of what is written for it."""
+        bits = inverse_depth.view(np.uint16)  # half floats >= 0 have the order of their bits, which is faster to find
+        p05, median, p95 = _quantiles(bits[::_STRIDE, ::_STRIDE], (0.05, 0.5, 0.95))
+        self.frames.append(
+            {
+                "index": frame.index,
+                "time_seconds": frame.time_seconds,
+                "focal_length_px": focal_length_px,
+                "min": float(bits.min().view(np.float16)),
+                "p05": p05,
+                "median": median,
+                "p95": p95,
+                "max": float(bits.max().view(np.float16)),
+            }
+        )
+        size = (THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT)
+        every_fourth = np.ascontiguousarray(inverse_depth[::_STRIDE, ::_STRIDE], np.float32)
+        self._thumbnail_sum += cv2.resize(every_fourth, size, interpolation=cv2.INTER_AREA)
+        sample, grey = sampled(inverse_depth), steady_grey(frame.rgb)
+        if self._last is not None and self.frames[-2]["index"] == frame.index - 1:
+            jump = scale_jump(*self._last, grey, sample)
+            if jump is not None:
+                self._jumps.append(jump)
+        self._last = grey, sample
+        return self.frames[-1]
+
+    def thumbnail(self) -> list[float]:
+        mean: list[float] = (self._thumbnail_sum / len(self.frames)).ravel().tolist()
+        return mean
+
+    def flicker(self) -> float | None:
+        return float(np.mean(self._jumps)) if self._jumps else None
+
+
+def _quantiles(bits: NDArray[np.uint16], shares: Sequence[float]) -> list[float]:
+    """As `np.quantile` of half floats >= 0, by counting: in a third of its time."""
+    at = np.multiply(shares, bits.size - 1)
+    ranks = np.floor(at), np.ceil(at)
+    below, above = np.searchsorted(np.bincount(bits.ravel()).cumsum(), ranks, side="right").astype(np.uint16)
+    low, high = below.view(np.float16).astype(np.float64), above.view(np.float16).astype(np.float64)
+    found: list[float] = (low + (at - ranks[0]) * (high - low)).tolist()
+    return found
