@@ -18,9 +18,9 @@ import pytest
 import trustme
 from http_server import Fault, Server, serve
 
+from kdepth.downloads import http as transfer
+from kdepth.downloads import network as addresses
 from kdepth.downloads.fetching import client_session, fetch
-from kdepth.downloads.fetching import http as transfer
-from kdepth.downloads.fetching import network as addresses
 from kdepth.downloads.http import Fetched
 from kdepth.downloads.network import public_url
 from kdepth.errors import (

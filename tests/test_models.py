@@ -28,10 +28,11 @@ from transformers import AutoModelForDepthEstimation
 
 import kdepth
 from kdepth.errors import DepthError
+from kdepth.models import depth_pro, products
+from kdepth.models import depth_pro_decoder as decoder
+from kdepth.models import transformers_models as families
 from kdepth.models.apple_weights import apple_config, apple_keys
-from kdepth.models.load import DepthModel, depth_pro, load_model, model_identity, products
-from kdepth.models.load import depth_pro_decoder as decoder
-from kdepth.models.load import transformers_models as families
+from kdepth.models.load import DepthModel, load_model, model_identity
 from kdepth.notebook.comparison import agreement
 from kdepth.samples import rendered_clips
 from kdepth.schema import new_row
@@ -701,9 +702,7 @@ def test_small() -> None:
 
 
 def test_an_identity_costs_no_import_of_torch() -> None:
-    code = (
-        "import sys, kdepth.models as m; m.model_identity('small'); print({'torch', 'transformers'} & {*sys.modules})"
-    )
+    code = "import sys, kdepth.models.load as m; m.model_identity('small'); print({'torch', 'transformers'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.stdout.strip() == "set()", run.stderr
 
