@@ -33,6 +33,23 @@ passes its fields to ``super().__init__`` and formats them in ``__str__``.
 from __future__ import annotations
 
 
+def printable(text: str, most_chars: int = 2000) -> str:
+    """Make text from outside safe to print: escape what a terminal or a table would obey, and cut what is too long.
+
+    Args:
+        text: A file name, a server's reason phrase, a column's name: anything that we did not write.
+        most_chars: Longer text is cut, and ends in ``...``.
+
+    Returns:
+        The text with control characters, line ends, lone surrogates and invisible characters as Python escapes
+        (``\\x1b``), and everything else as it was.
+    """
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:most_chars]
+    )
+    return shown if len(text) <= most_chars and len(shown) <= most_chars else shown[: most_chars - 3] + "..."
+
+
 class KdepthError(Exception):
     """Base of all errors that kdepth raises on purpose."""
 

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,8 +24,34 @@ from typing import Any, BinaryIO
 from pyarrow import fs
 
 from kdepth.errors import StorageError
+from kdepth.schema import lasting_url
 
 _LITTLE_BYTES = 64 * 2**20
+
+
+def source_key(url: str, member: str | None = None) -> str:
+    """Ten hex digits that tell a source: a URL without what changes from time to time, and an archive's member."""
+    return key_of(lasting_url(url), member or "")
+
+
+def key_of(*parts: object) -> str:
+    """Ten hex digits that tell what a file was made of: the same for the same source and settings."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:10]
+
+
+def made_name(folder: str, clip_id: str, key: str, suffix: str) -> str:
+    """A new name for a file of a clip, relative to the root; no file has it yet, and none will be given it again.
+
+    ``<folder>/<clip_id>.<key>-<8 random hex digits><suffix>``. A row names its files, so that a file that a committed
+    row names is never written again: whoever makes it anew makes a file of another name.
+
+    Args:
+        folder: ``raw``, ``360p`` or ``depth``.
+        clip_id: The clip's name.
+        key: From `key_of` or `source_key`.
+        suffix: With its dot.
+    """
+    return f"{folder}/{clip_id}.{key}-{uuid.uuid4().hex[:8]}{suffix}"
 
 
 class Root:
