@@ -702,7 +702,7 @@ def test_small() -> None:
 
 
 def test_an_identity_costs_no_import_of_torch() -> None:
-    code = "import sys, kdepth.models.load as m; m.model_identity('small'); print({'torch', 'transformers'} & {*sys.modules})"
+    code = "import sys, kdepth.models.load as m; m.model_identity('small'); print({'torch', 'transformers'} & {*sys.modules})"  # noqa: E501
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.stdout.strip() == "set()", run.stderr
 
