@@ -3,8 +3,8 @@
 from .dataset.clip import Clip
 from .dataset.dataset import ClipDataset, open_dataset, pack
 from .dataset.torch_dataset import torch_dataset
-from .downloads.fetching import fetch
-from .downloads.http import Fetched
+from .downloads.http import Fetched, fetch
+from .downloads.many_files import fetch_files
 from .errors import (
     DatasetError,
     DepthError,
@@ -50,6 +50,7 @@ __all__ = [
     "estimate_clip_depth",
     "estimate_depth",
     "fetch",
+    "fetch_files",
     "load_model",
     "open_dataset",
     "pack",

@@ -32,6 +32,8 @@ passes its fields to ``super().__init__`` and formats them in ``__str__``.
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 
 def printable(text: str, most_chars: int = 2000) -> str:
     """Make text from outside safe to print: escape what a terminal or a table would obey, and cut what is too long.
@@ -51,7 +53,10 @@ def printable(text: str, most_chars: int = 2000) -> str:
 
 
 class KdepthError(Exception):
-    """Base of all errors that kdepth raises on purpose."""
+    """Base of all errors that kdepth raises on purpose. Their messages are safe to print, whatever a server said."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class SourceError(KdepthError):
@@ -62,7 +67,7 @@ class DownloadError(KdepthError):
     """A URL could not be fetched.
 
     Args:
-        url: The URL, without credentials.
+        url: The URL, without credentials (`public_url`).
         reason: What went wrong, and what to do where there is something to do.
         http_status: Status of the last answer; None if there was none.
     """
@@ -74,7 +79,7 @@ class DownloadError(KdepthError):
         self.http_status = http_status
 
     def __str__(self) -> str:
-        return f"{self.reason} ({self.url})"
+        return printable(f"{self.reason} ({self.url})", 4000)
 
 
 class HttpStatusError(DownloadError):
@@ -127,7 +132,7 @@ class TranscodeError(KdepthError):
     """FFmpeg could not make a clip of a file.
 
     Args:
-        path: The source file.
+        path: The source file; the message has its name alone, as it goes into the dataset.
         returncode: Exit status of FFmpeg; negative for a signal; None if it was not started.
         stderr_tail: The last lines that FFmpeg printed, or what was wrong before it was started.
     """
@@ -140,7 +145,8 @@ class TranscodeError(KdepthError):
 
     def __str__(self) -> str:
         status = "" if self.returncode is None else f" (FFmpeg exit status {self.returncode})"
-        return f"{self.path}: {self.stderr_tail}{status}"
+        lines = f"{self.stderr_tail}{status}".split("\n")
+        return "\n".join(map(printable, [f"{PurePath(self.path).name}: {lines[0]}", *lines[1:]]))
 
 
 class NoVideoStreamError(TranscodeError):

@@ -44,6 +44,7 @@ class Fault:
         extra_length: Content-Length claims so many bytes more than come.
         body: Send this instead of the file.
         chunked: Without Content-Length.
+        drip_seconds: Send a byte, wait so long, and so on.
     """
 
     status: int = 0
@@ -53,6 +54,7 @@ class Fault:
     extra_length: int = 0
     body: bytes | None = None
     chunked: bool = False
+    drip_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -172,7 +174,12 @@ class Server:
         position = start
         for stop, what in _stops(fault, len(body)):
             while position < stop:
-                chunk = body[position : min(stop, position + _CHUNK_BYTES)]
+                chunk = body[position : min(stop, position + (1 if fault.drip_seconds else _CHUNK_BYTES))]
+                if fault.drip_seconds:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._stop.wait(), fault.drip_seconds)
+                    if self._stop.is_set():
+                        break
                 position += len(chunk)
                 log.bytes_sent += len(chunk)  # first: the client may be through before `write` comes back
                 await response.write(chunk)

@@ -5,38 +5,49 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import io
 import lzma
 import stat
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
-from pathlib import PurePosixPath
-from typing import IO, Any, Self
+from pathlib import Path, PurePosixPath
+from typing import Protocol
 
+from kdepth.downloads.file_types import HEAD_BYTES
 from kdepth.downloads.growing_file import GrowingFile
-from kdepth.downloads.http import HEAD_BYTES, describe
 from kdepth.schema import VIDEO_SUFFIXES
 
 _CHUNK_BYTES = 2**18
+_BLOCK_BYTES = 512  # of a tar
 # Videos hardly compress. What unpacks to more than this is a bomb.
 _MAX_EXPANSION = 100
 _FREE_EXPANSION_BYTES = 64 * 2**20
+# No video has fewer bytes than this: an archive with more members holds no videos, but makes rows.
+_FREE_MEMBERS = 1000
+_LEAST_BYTES_A_MEMBER = 1024
+_MAX_NAME_BYTES = 4096  # Linux' longest path
+_MAX_HEADER_BYTES = 16 * 2**10  # of a tar: long names and PAX records before one member
+# A zip's table of contents is read into memory: 50 to 100 bytes for each member.
+_FREE_DIRECTORY_BYTES = 2**21
+_BYTES_A_DIRECTORY_BYTE = 1000
 # Zeros mark a tar's end; behind them another may follow (`cat`, `tar --concatenate`).
-_MOST_EMPTY_BLOCKS = 2048
-_MOST_SUFFIXES = 100
-# Long names and the like precede a member in blocks that tarfile reads into memory at once.
-_MAX_EXTENDED_HEADER_BYTES = 2**20
+_MAX_EMPTY_BLOCKS = 2048
+_MAX_SUFFIXES = 100
+
+
+class BadArchiveError(Exception):
+    """The archive breaks a rule of its format, or a limit of ours."""
+
 
 # What a damaged archive raises.
 READ_ERRORS = (
-    *(tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
-    *(NotImplementedError, ValueError),  # of zipfile: an unknown compression; of tarfile: numbers that are none
-    RecursionError,  # of tarfile: hundreds of headers for one member
+    *(BadArchiveError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
+    *(NotImplementedError, ValueError),  # of zipfile: an unknown compression; numbers that are none
 )
 
 
@@ -44,172 +55,214 @@ class MemberError(Exception):
     """One member can't be read, the next ones can."""
 
 
+class Stream(Protocol):
+    """Something to read bytes from; none are left when it gives none."""
+
+    def read(self, num_bytes: int, /) -> bytes: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A member with the name of a video.
 
     Attributes:
-        name: As the archive has it: never a path to write to.
+        name: As the archive has it, with ``/`` between folders: never a path to write to.
         num_bytes: As the archive claims.
         problem: Why it can't be taken, or None.
-        open: Its bytes; to be read before the next entry is asked for. Raises `MemberError` or `READ_ERRORS`.
+        content: Its bytes; to be read before the next entry is asked for. Raises `MemberError` or `READ_ERRORS`.
     """
 
     name: str
     num_bytes: int
     problem: str | None
-    open: Callable[[], AbstractContextManager[IO[bytes]]]
+    content: AbstractContextManager[Stream]
 
 
 def read_members(file: GrowingFile, passed_over: Counter[str]) -> Iterator[Entry]:
-    """The videos of a tar, a gzipped tar or a zip, in its order; the first bytes say what it is.
+    """Give the videos of a tar, a gzipped tar or a zip, in its order; the first bytes say what it is.
 
     Files without a video suffix and what macOS leaves beside files (``._name.mp4``) are passed over. A zip's table of
     contents is at its end: it has to be whole first.
 
     Args:
-        file: The archive.
+        file: The archive, opened.
         passed_over: Is made to count files without a video suffix, by suffix.
 
     Raises:
-        READ_ERRORS: It is damaged here, or unpacks to far more than its size.
+        READ_ERRORS: It is damaged here, or breaks a limit.
     """
     head = file.peek(HEAD_BYTES)
     if head.startswith(b"PK"):
         file.wait_until_whole()
-        yield from _zip_members(file, passed_over)
-    elif head.startswith(b"\x1f\x8b"):
-        # `read1` does not wait for more than there is.
-        unzipped = gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[call-overload]
-        yield from _tar_members(_Source(unzipped.read1, file), passed_over)
+        members, position = _zip_members(file.path, file.size()), file.size
     else:
-        yield from _tar_members(_Source(file.read, file), passed_over)
+        is_gzip = head.startswith(b"\x1f\x8b")
+        unzipped = gzip.GzipFile(fileobj=file, mode="rb") if is_gzip else file  # type: ignore[call-overload]
+        members, position = _tar_members(_TarStream(unzipped, file)), file.tell
+    num_videos = 0
+    for entry, is_file in members:
+        if len(entry.name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
+            raise BadArchiveError(f"a name of {len(entry.name)} characters")
+        if is_file and _is_video(entry.name, passed_over):
+            num_videos += 1
+            if num_videos > _FREE_MEMBERS + position() / _LEAST_BYTES_A_MEMBER:
+                raise BadArchiveError(f"{num_videos} videos in {position()} bytes")
+            yield entry
 
 
-def not_an_archive(head: bytes) -> str | None:
-    """What is wrong with the first bytes of a file that is neither tar, gzip nor zip."""
-    if head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06")):
-        return None
-    try:
-        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-        return None  # an empty tar
-    except tarfile.HeaderError:
-        what = describe(head) or "something else"
-        return "this is a tar archive with a broken header" if "tar" in what else f"this is {what}, not an archive"
-    return None
-
-
-def _is_video(name: str, is_folder: bool, passed_over: Counter[str]) -> bool:
+def _is_video(name: str, passed_over: Counter[str]) -> bool:
     path = PurePosixPath(name)
-    if is_folder or path.name.startswith("._") or "__MACOSX" in path.parts:
+    if path.name.startswith("._") or "__MACOSX" in path.parts:
         return False
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return True
-    if len(passed_over) < _MOST_SUFFIXES:  # names may be anything
+    if len(passed_over) < _MAX_SUFFIXES:  # names may be anything
         passed_over[suffix[:16]] += 1
     return False
 
 
-def _tar_members(source: _Source, passed_over: Counter[str]) -> Iterator[Entry]:
-    class Header(_TarInfo):
-        """With a count of its own."""
+class _TarStream:
+    """The bytes of a tar, unzipped, with an end to what unpacks without end."""
 
-    options = {"mode": "r|", "bufsize": _CHUNK_BYTES, "tarinfo": Header, "ignore_zeros": True}
-    with tarfile.open(fileobj=source, **options) as tar:  # type: ignore[call-overload]
-        while (info := tar.next()) is not None:
-            tar.members = []  # or it keeps them all
-            # Names are bytes; those that are not UTF-8 could not be stored.
-            name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            if not _is_video(name, info.isdir(), passed_over):
+    def __init__(self, stream: Stream, file: GrowingFile) -> None:
+        self._stream, self._file, self._num_bytes = stream, file, 0
+
+    def read(self, num_bytes: int, /) -> bytes:
+        """So many bytes; fewer only at the end."""
+        parts, left = [], num_bytes
+        while left and (data := self._stream.read(left)):
+            parts.append(data)
+            left -= len(data)
+        self._num_bytes += num_bytes - left
+        if self._num_bytes > _FREE_EXPANSION_BYTES + _MAX_EXPANSION * self._file.tell():
+            raise BadArchiveError("it unpacks to far more than its size")
+        return b"".join(parts)
+
+
+class _TarMember:
+    """The bytes of one member."""
+
+    def __init__(self, tar: _TarStream, num_bytes: int) -> None:
+        self._tar, self._left, self._padding = tar, num_bytes, -num_bytes % _BLOCK_BYTES
+
+    def read(self, num_bytes: int, /) -> bytes:
+        data = self._tar.read(min(num_bytes, self._left))
+        self._left -= len(data)
+        return data
+
+    def skip(self) -> None:
+        """Go to the next header."""
+        while self.read(_CHUNK_BYTES):
+            pass
+        if self._left or len(self._tar.read(self._padding)) < self._padding:
+            raise EOFError("it ends in the middle of a member")
+
+
+def _tar_members(tar: _TarStream) -> Iterator[tuple[Entry, bool]]:
+    """Give each member, and whether it may be a file.
+
+    tarfile reads one header here, of 512 bytes, but not the archive: it would hold whatever headers pile up, and search
+    PAX records in quadratic time (CVE-2024-6232, in Python before 3.11.10: 10 s for 128 KiB).
+    """
+    more: dict[str, bytes] = {}  # what headers before a member say of it
+    num_header_bytes = num_empty = num_headers = 0
+    while block := tar.read(_BLOCK_BYTES):
+        if block == bytes(_BLOCK_BYTES):
+            num_empty += 1
+            if num_empty <= _MAX_EMPTY_BLOCKS:
                 continue
-            problem = None
-            if not info.isreg():
-                problem = "is a link or a device, not a file"
-            elif info.issparse():  # a few bytes that become any number of zeros
-                problem = "is a sparse file"
-            yield Entry(name, info.size, problem, partial(_tar_open, tar, info))
-    while source.read(_CHUNK_BYTES):  # to the end, where gzip has its checksum
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as exc:
+            if num_empty and num_headers:
+                break  # what follows the end mark is no tar
+            raise BadArchiveError(f"broken header ({exc})") from exc
+        num_headers, num_empty = num_headers + 1, 0
+        if info.type in b"xgXLK":
+            num_header_bytes += _BLOCK_BYTES + info.size
+            if num_header_bytes > _MAX_HEADER_BYTES or info.size < 0:
+                raise BadArchiveError(f"a header of {info.size} bytes, {num_header_bytes} with those before it")
+            member = _TarMember(tar, info.size)
+            more |= _more(info.type, member.read(info.size))
+            member.skip()
+            continue
+        is_sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in more)
+        flag = 482  # of more blocks that say where the bytes of a sparse file go
+        while info.type == tarfile.GNUTYPE_SPARSE and block[flag:] and block[flag]:
+            block, flag = tar.read(_BLOCK_BYTES), 504
+        size = int(more.get("size", info.size))
+        if size < 0:
+            raise BadArchiveError(f"a member of {size} bytes")
+        has_bytes = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
+        member = _TarMember(tar, size if has_bytes else 0)
+        raw_name = more.get("GNU.sparse.name") or more.get("path") or info.name.encode("utf-8", "surrogateescape")
+        # Names are bytes; those that are not UTF-8 could not be stored.
+        name = raw_name.decode("utf-8", "replace").replace("\\", "/")
+        problem = None
+        if not info.isreg():
+            problem = "is a link or a device, not a file"
+        elif is_sparse:  # a few bytes that become any number of zeros
+            problem = "is a sparse file"
+        entry = Entry(name, size, problem, contextlib.nullcontext(member))
+        yield entry, not info.isdir() and not name.endswith("/")
+        member.skip()
+        more, num_header_bytes = {}, 0
+    while tar.read(_CHUNK_BYTES):  # to the end, where gzip has its checksum
         pass
 
 
-def _tar_open(tar: tarfile.TarFile, info: tarfile.TarInfo) -> AbstractContextManager[IO[bytes]]:
-    stream = tar.extractfile(info)
-    assert stream is not None  # it is for what is no regular file
-    return stream
+def _more(kind: bytes, data: bytes) -> dict[str, bytes]:
+    """What an extended header says of the next member."""
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {"path": data.rstrip(b"\0")}
+    records: dict[str, bytes] = {}
+    position = 0
+    while kind in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE) and position < len(data) and data[position]:
+        length, _, _ = data[position : position + 8].partition(b" ")  # "27 path=a/b.mp4\n"
+        if not length.isdigit() or int(length) <= len(length):
+            raise BadArchiveError("a broken PAX header")
+        key, _, value = data[position + len(length) + 1 : position + int(length) - 1].partition(b"=")
+        records[key.decode("utf-8", "replace")] = value
+        position += int(length)
+    return records
 
 
-class _TarInfo(tarfile.TarInfo):
-    """A header, looked at before tarfile acts on it."""
+class _ZipFile(io.BufferedReader):
+    """A zip that zipfile reads nothing large of at once: its table of contents is as long as it claims."""
 
-    num_headers = 0
-    num_empty = 0  # blocks of zeros since the last header
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        super().__init__(io.FileIO(path))
+        self._most_bytes = most_bytes
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        return cls._frombuf(buf, encoding, errors)
-
-    @classmethod
-    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **options: Any) -> Self:
-        # Newer Pythons have a function of this name, which tarfile calls past the public one.
-        parse: Callable[..., Self] = getattr(super(), "_frombuf", super().frombuf)
-        try:
-            info = parse(buf, encoding, errors, **options)
-        except tarfile.HeaderError as exc:
-            is_end = isinstance(exc, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
-            is_empty = isinstance(exc, tarfile.EOFHeaderError)  # type: ignore[attr-defined]
-            if is_end or (is_empty and cls.num_empty < _MOST_EMPTY_BLOCKS):
-                cls.num_empty += is_empty
-                raise
-            if cls.num_empty and cls.num_headers:
-                raise tarfile.EmptyHeaderError("what follows the end mark is no tar") from exc  # type: ignore[attr-defined]
-            # tarfile would take a broken header for the archive's end.
-            raise tarfile.ReadError(f"broken header ({exc})") from exc
-        cls.num_headers, cls.num_empty = cls.num_headers + 1, 0
-        if info.type in (b"x", b"g", b"X", b"L", b"K") and info.size > _MAX_EXTENDED_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {info.size} bytes")
-        return info
-
-
-class _Source:
-    """What tarfile reads from: the file or what is unzipped of it, and an end to endless archives."""
-
-    def __init__(self, read: Callable[[int], bytes], file: GrowingFile) -> None:
-        self._read, self._file = read, file
-        self._num_bytes = self._num_ends = 0
-
-    def read(self, num_bytes: int) -> bytes:
-        data = self._read(num_bytes)
-        self._num_bytes += len(data)
-        if self._num_bytes > _FREE_EXPANSION_BYTES + _MAX_EXPANSION * self._file.tell():
-            raise tarfile.ReadError("it unpacks to far more than its size")
-        # To skip a member of terabytes, tarfile reads on and on at the end.
-        self._num_ends += not data
-        if self._num_ends > 3:
-            raise EOFError("it ends in the middle of a member")
+    def read(self, num_bytes: int | None = -1, /) -> bytes:
+        most = self._most_bytes + 1
+        data = super().read(most if num_bytes is None or num_bytes < 0 else min(num_bytes, most))
+        if len(data) == most:
+            raise BadArchiveError(f"a table of contents of more than {self._most_bytes} bytes")
         return data
 
 
-def _zip_members(file: GrowingFile, passed_over: Counter[str]) -> Iterator[Entry]:
-    with zipfile.ZipFile(file.path) as archive:
-        budget = _FREE_EXPANSION_BYTES + _MAX_EXPANSION * file.size()
+def _zip_members(path: Path, num_bytes: int) -> Iterator[tuple[Entry, bool]]:
+    most_bytes = _FREE_DIRECTORY_BYTES + num_bytes // _BYTES_A_DIRECTORY_BYTE
+    with _ZipFile(path, most_bytes) as file, zipfile.ZipFile(file) as archive:
+        budget = _FREE_EXPANSION_BYTES + _MAX_EXPANSION * num_bytes
         for info in archive.infolist():
-            if not _is_video(info.filename, not info.filename or info.is_dir(), passed_over):
-                continue
             budget -= info.file_size
             if budget < 0:
-                raise zipfile.BadZipFile("it unpacks to far more than its size")
+                raise BadArchiveError("it unpacks to far more than its size")
             problem = None
             if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
                 problem = "is a link or a device, not a file"
             elif info.flag_bits & 0x1:
                 problem = "is encrypted"
-            yield Entry(info.filename, info.file_size, problem, partial(_zip_open, archive, info))
+            name = info.filename.replace("\\", "/")  # as Windows' own tools write it
+            entry = Entry(name, info.file_size, problem, _zip_open(archive, info))
+            yield entry, name != "" and not name.endswith("/")
 
 
 @contextlib.contextmanager
-def _zip_open(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
+def _zip_open(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[Stream]:
     try:
         with archive.open(info) as stream:
             yield stream

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
-import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from kdepth.downloads.http import Transfer
 
@@ -22,56 +19,45 @@ class StoppedError(Exception):
 
 
 class GrowingFile:
-    """A file that is still being downloaded, to be read from a thread: `read` waits for bytes."""
+    """The file of a `Transfer`, for one thread to read: `read` waits for bytes. `stop` may come from another thread.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.transfer: Transfer | None = None  # None: the file is whole
-        self.failed = False
-        self._changed = threading.Condition()
-        self._whole = self._stopped = False
-        self._restarts = self._position = self._known = 0
+    Attributes:
+        path: Where it is when it is whole.
+    """
+
+    def __init__(self, transfer: Transfer) -> None:
+        self.path = transfer.path
+        self._transfer = transfer
+        self._stopped = False
+        self._restarts = self._position = 0
         self._file: IO[bytes] | None = None
 
-    # Called from the event loop.
-
-    def wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
-    def finish(self, download: asyncio.Task[Any]) -> None:
-        self.failed = download.cancelled() or download.exception() is not None
-        self._whole = not self.failed
-        self.wake()
-
     def stop(self) -> None:
-        self._stopped = True
-        self.wake()
-
-    # Called from the reading thread.
+        """Have whoever reads or waits get a `StoppedError`."""
+        with self._transfer.changed:
+            self._stopped = True
+            self._transfer.changed.notify_all()
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        self._restarts = self.transfer.restarts if self.transfer else 0
-        self._position = self._known = 0
+        """Read from the beginning, in the block."""
+        self._restarts, self._position = self._transfer.restarts, 0
         self._wait_beyond(0)
         with self._open() as self._file:
             yield
 
     def _open(self) -> IO[bytes]:
-        if self.transfer is not None:
-            try:
-                return self.transfer.part.open("rb")
-            except FileNotFoundError:  # it became whole just now, or failed, or began again
-                self.wait_until_whole()
-        return self.path.open("rb")
+        try:
+            return self._transfer.part.open("rb")
+        except FileNotFoundError:  # it is whole, or became so just now, or failed, or began again
+            self.wait_until_whole()
+            return self.path.open("rb")
 
     def read(self, num_bytes: int) -> bytes:
         """At least one byte, except at the end."""
-        if self._position >= self._known:
-            self._known = self._wait_beyond(self._position)
         assert self._file is not None
-        data = self._file.read(max(0, min(num_bytes, self._known - self._position)))
+        there = self._wait_beyond(self._position)
+        data = self._file.read(max(0, min(num_bytes, there - self._position)))
         self._position += len(data)
         return data
 
@@ -81,33 +67,37 @@ class GrowingFile:
         while len(head) < num_bytes and (data := self.read(num_bytes - len(head))):
             head += data
         assert self._file is not None
-        self._file.seek(0)
-        self._position = 0
+        self._position = self._file.seek(0)
         return head
 
     def tell(self) -> int:
+        """How many bytes were read."""
         return self._position
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it will never be whole."""
+        return self._transfer.state == "failed"
+
     def size(self) -> int:
-        if self.transfer is not None and self.transfer.total_bytes is not None:
-            return self.transfer.total_bytes
-        return self._known
+        """How many bytes it has or, where the server did not say, how many there are so far."""
+        return self._transfer.total_bytes or self._transfer.num_bytes
 
     def wait_until_whole(self) -> None:
-        self._known = self._wait_beyond(sys.maxsize)
+        """Wait until the file is at its place."""
+        self._wait_beyond(sys.maxsize)
 
     def _wait_beyond(self, position: int) -> int:
         """How many bytes there are, once there are more than ``position`` or the file is whole."""
-        with self._changed:
+        transfer = self._transfer
+        with transfer.changed:
             while True:
                 if self._stopped:
                     raise StoppedError
-                if self.transfer is None:
-                    return self.path.stat().st_size
-                if self.transfer.restarts != self._restarts:
+                if transfer.restarts != self._restarts:
                     raise RestartedError
-                if self._whole or self.transfer.num_bytes > position:
-                    return self.transfer.num_bytes
-                if self.failed:
+                if transfer.state == "whole" or transfer.num_bytes > position:
+                    return transfer.num_bytes
+                if transfer.state == "failed":
                     raise EOFError("the transfer broke off")
-                self._changed.wait()
+                transfer.changed.wait()

@@ -1,10 +1,9 @@
-"""One URL on its way into one file: streamed, continued where it broke, checked, and renamed into place when whole."""
+"""One URL into one file: streamed, continued where it broke, checked, and renamed into place when whole."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -12,20 +11,24 @@ import os
 import random
 import re
 import socket
+import threading
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import aiohttp
+import filelock
 from yarl import URL
 
-from kdepth.downloads.network import NotPublicError, connecting_to_proxy, proxy_for, public_url
+from kdepth.downloads.file_types import HEAD_BYTES, not_a_video, not_an_archive
+from kdepth.downloads.network import NotPublicError, client_session, get, public_url, sendable_url, stays_gzip
 from kdepth.errors import (
+    ArchiveError,
     DownloadError,
     DownloadTimeoutError,
     DownloadTooLargeError,
@@ -34,19 +37,17 @@ from kdepth.errors import (
     IncompleteDownloadError,
     NotAVideoError,
     RefusedAddressError,
+    printable,
 )
-from kdepth.schema import ARCHIVE_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
 MAX_REDIRECTS = 5
-HEAD_BYTES = 512  # so much of a file tells what it is
 _MAX_DELAY_SECONDS = 60
 _MAX_RETRY_AFTER_SECONDS = 300  # a server that asks for more is not waited for
 _LOCK_SECONDS = 0.5
 _WORTH_RESUMING_BYTES = 2**20  # smaller files start over: not worth a second file beside each
 _PROGRESS_BYTES = 2**16  # a request that brought so many was no failure; some servers answer in such pieces
-_SLOW_SECONDS, _SLOW_BYTES = 60.0, 6000  # 100 bytes a second
 # After these the part that came is kept for a later call.
 _CAN_GO_ON = (HttpStatusError, IncompleteDownloadError, DownloadTimeoutError, HostUnreachableError)
 
@@ -74,145 +75,158 @@ class Fetched:
     seconds: float
 
 
-def not_a_video(head: bytes) -> str | None:
-    """What is wrong with the first bytes of a file that plainly is no video; FFmpeg judges the rest."""
-    what = describe(head)
-    hint = f" (archives are known by URLs that end in {', '.join(ARCHIVE_SUFFIXES)})" if what in _ARCHIVES else ""
-    return f"this is {what}, not a video{hint}" if what else None
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a transfer may take; `fetch` says what each means."""
+
+    max_bytes: int = 4 * 2**30
+    timeout_seconds: float | None = 3600
+    min_bytes_per_second: float = 1000
+    attempts: int = 5
+    backoff_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.max_bytes < 1:
+            raise ValueError(f"attempts={self.attempts} and max_bytes={self.max_bytes} must be at least 1")
 
 
-def describe(head: bytes) -> str | None:
-    """What the first bytes of a file say it is, if that is no video: for messages ("an HTML page")."""
-    if not head:
-        return "an empty file"
-    if head.startswith(b"YUV4MPEG2"):  # of dark pictures, which may look like text
-        return None
-    if head[257:262] == b"ustar":
-        return "a tar archive"
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for magic, what in _MAGIC.items():
-        if start.startswith(magic):
-            return what
-    text = head.decode("utf-8", "ignore")  # a character may be cut at the end
-    if len(text.encode()) >= len(head) - 3 and all(char.isprintable() or char in "\t\r\n\f" for char in text):
-        return "text or JSON"
-    return None
+async def fetch(
+    url: str,
+    path: str | Path,
+    *,
+    session: aiohttp.ClientSession | None = None,
+    allow_private_hosts: bool = False,
+    max_bytes: int = 4 * 2**30,
+    timeout_seconds: float | None = 3600,
+    min_bytes_per_second: float = 1000,
+    attempts: int = 5,
+    backoff_seconds: float = 1.0,
+) -> Fetched:
+    """Download one video file.
 
+    Streams to ``<path>.part`` and renames when it is whole. A transfer that breaks goes on where it broke (``Range``,
+    guarded by ``If-Range``), also in a later call.
 
-_MAGIC = {
-    b"<?xml": "XML",
-    b"<": "an HTML page",
-    b"%pdf": "a PDF file",
-    b"\x1f\x8b": "a gzip file",
-    b"pk\x03\x04": "a zip file",
-    b"bzh": "a bzip2 file",
-    b"\xfd7zxz": "an xz file",
-    b"7z\xbc\xaf": "a 7z file",
-    b"rar!": "a RAR file",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"\x89png": "a PNG picture",
-}
-_ARCHIVES = ("a gzip file", "a zip file", "a tar archive", "a bzip2 file", "an xz file", "a 7z file", "a RAR file")
+    Args:
+        url: http or https; sent as it is written. Credentials in it are used, and written nowhere.
+        path: The file to make; its folder is made too.
+        session: From `client_session`, whose address rules then hold; None: one of its own.
+        allow_private_hosts: See `client_session`; of no effect with a ``session``.
+        max_bytes: Larger answers are refused, by ``Content-Length`` or as they arrive.
+        timeout_seconds: Limit for the whole, retries and their pauses included; None: none.
+        min_bytes_per_second: A transfer that is slower for a minute (`client_session`'s ``stall_seconds``) counts as
+            broken.
+        attempts: Requests in a row that may bring nothing new (less than 64 KiB) before giving up.
+        backoff_seconds: Pause after the first failure; doubles, with jitter, up to a minute. ``Retry-After`` is kept.
+
+    Returns:
+        Path, size, SHA-256 (hex) and how it went.
+
+    Raises:
+        DownloadError: One of its subclasses; HTTP 4xx other than 408, 425 and 429 are not asked again.
+        ValueError: ``attempts`` or ``max_bytes`` is less than 1.
+    """
+    limits = Limits(max_bytes, timeout_seconds, min_bytes_per_second, attempts, backoff_seconds)
+    async with contextlib.AsyncExitStack() as stack:
+        if session is None:
+            session = await stack.enter_async_context(client_session(allow_private_hosts=allow_private_hosts))
+        return await Transfer(url, Path(path), session=session, limits=limits).run()
 
 
 class Transfer:
-    """One URL on its way into one file. Its public counters can be read while it runs, from any thread.
+    """One URL on its way into one file. What is public can be read while it runs, from any thread.
 
     Attributes:
-        part: The file that grows, ``num_bytes`` so far; renamed to ``path`` at the end.
+        part: The file that grows, ``num_bytes`` so far of ``total_bytes`` (None: unknown); renamed to ``path``.
+        state: ``"whole"`` when the file is at its place, ``"failed"`` when it never will be.
         restarts: How often it began again from byte 0, in a new file.
         attempts: Requests made (redirects not counted).
-        http_status: Status of the last answer, or None.
+        changed: Notified of each change of these.
     """
 
     def __init__(
-        self,
-        url: str,
-        path: Path,
-        *,
-        session: aiohttp.ClientSession,
-        max_bytes: int,
-        attempts: int = 5,
-        backoff_seconds: float = 1.0,
-        what_is_wrong: Callable[[bytes], str | None] = not_a_video,
-        refusal: type[DownloadError] = NotAVideoError,
-        on_bytes: Callable[[], None] = lambda: None,
+        self, url: str, path: Path, *, session: aiohttp.ClientSession, limits: Limits, is_archive: bool = False
     ) -> None:
-        if attempts < 1 or max_bytes < 1:
-            raise ValueError(f"attempts={attempts} and max_bytes={max_bytes} must be at least 1")
         self.path, self.part = path, path.with_name(path.name + ".part")
         self.public_url = public_url(url)
+        self.state: Literal["running", "whole", "failed"] = "running"
+        self.changed = threading.Condition()
         self.num_bytes = self.attempts = self.restarts = 0
         self.total_bytes: int | None = None
-        self.http_status: int | None = None
-        self._url, self._session = url, session
-        self._max_bytes, self._max_attempts, self._backoff_seconds = max_bytes, attempts, backoff_seconds
-        self._what_is_wrong, self._refusal, self._on_bytes = what_is_wrong, refusal, on_bytes
-        self._state = self.part.with_name(self.part.name + ".json")
+        self._url, self._session, self._limits, self._is_archive = url, session, limits, is_archive
+        self._cookies = aiohttp.CookieJar(unsafe=True)  # of servers without a name, too
+        self._http_status: int | None = None
         self._validator: str | None = None
-        self._etag = ""
         self._sha256 = hashlib.sha256()
-        self._head = b""
+        self._notes = self.part.with_name(self.part.name + ".json")
 
-    async def run(self, timeout_seconds: float | None = None) -> Fetched:
+    async def run(self) -> Fetched:
         """Transfer until the file is whole; raises as `fetch`."""
         started = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            async with asyncio.timeout(timeout_seconds), self._alone() as waited:
-                if waited and self.path.exists():
-                    await asyncio.to_thread(self._take)
+            async with asyncio.timeout(self._limits.timeout_seconds), self._alone() as waited:
+                if waited and self.path.exists():  # another has just made it
+                    self._sha256 = await asyncio.to_thread(_hashed, self.path)
                 else:
                     await self._to_its_place()
+            self.take()
         except TimeoutError as exc:
-            raise DownloadTimeoutError(
-                self.public_url, f"not whole after {timeout_seconds} s ({self.num_bytes} bytes)", self.http_status
-            ) from exc
+            waited_for = f"not whole after {self._limits.timeout_seconds} s ({self.num_bytes} bytes)"
+            raise DownloadTimeoutError(self.public_url, waited_for, self._http_status) from exc
         except OSError as exc:
             raise DownloadError(self.public_url, f"can't write {self.part.name}: {exc.strerror}") from exc
         finally:
             TRAFFIC.retrying.pop(self.public_url, None)
-        seconds = time.monotonic() - started
-        return Fetched(
-            self.path, self.num_bytes, self._sha256.hexdigest(), self.http_status or 200, self.attempts, seconds
-        )
+            self.state = self.state if self.state == "whole" else "failed"
+            self._tell()
+        seconds, status = time.monotonic() - started, self._http_status or 200
+        return Fetched(self.path, self.num_bytes, self._sha256.hexdigest(), status, self.attempts, seconds)
 
-    @property
-    def state(self) -> dict[str, Any]:
+    def take(self) -> None:
+        """Find the file whole at its place."""
+        self.num_bytes = self.total_bytes = self.path.stat().st_size
+        self.state = "whole"
+
+    def identity(self) -> dict[str, Any]:
         """What tells this file of the server's from another one later on."""
         return {"validator": self._validator, "total_bytes": self.total_bytes}
 
-    async def is_of(self, state: Any) -> bool | None:
-        """Whether the server has the file of an earlier `state` still; None: it could not be asked."""
+    async def is_still(self, identity: Any) -> bool | None:
+        """Whether the server still has the file of an earlier `identity`; None: it could not be asked."""
         try:
             async with await self._get({"Range": "bytes=0-0"}) as response:
                 _, total = _content_range(response.headers.get("Content-Range", ""))
                 now = {"validator": _validator(response), "total_bytes": total or response.content_length}
-                return (now["validator"] is not None and now == state) if response.ok else None
-        except (aiohttp.ClientError, DownloadError):
+                return (now["validator"] is not None and now == identity) if response.ok else None
+        except (DownloadError, _PassingError):
             return None
+
+    def forget(self) -> None:
+        """Remove what came so far."""
+        self.part.unlink(missing_ok=True)
+        self._notes.unlink(missing_ok=True)
+
+    def _tell(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[bool]:
         """One at a time on a file, of all processes; whether another had to be waited for."""
-        lock, waited = self.part.with_name(self.part.name + ".lock"), False
+        lock, waited = filelock.FileLock(f"{self.part}.lock"), False
         while True:
-            handle = os.open(lock, os.O_CREAT | os.O_WRONLY, 0o644)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(handle).st_nlink:  # else it went with the one that had it
-                    break
-            except BlockingIOError:
-                waited = True
-            except OSError:  # a file system without locks
+                lock.acquire(blocking=False)
                 break
-            os.close(handle)
-            await asyncio.sleep(_LOCK_SECONDS if waited else 0)
+            except filelock.Timeout:
+                waited = True
+                await asyncio.sleep(_LOCK_SECONDS)
         try:
             yield waited
         finally:
-            lock.unlink(missing_ok=True)
-            os.close(handle)
+            Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for a file that is gone makes a new one
+            lock.release()
 
     async def _to_its_place(self) -> None:
         try:
@@ -224,20 +238,14 @@ class Transfer:
                 self.forget()
                 raise IncompleteDownloadError(self.public_url, "another process wrote to the same file")
             os.replace(self.part, self.path)
-            self._state.unlink(missing_ok=True)
+            self._notes.unlink(missing_ok=True)
         except DownloadError as exc:
             if not isinstance(exc, _CAN_GO_ON):
                 self.forget()
             raise
         finally:
-            if self.part.exists() and not self._state.exists():
+            if self.part.exists() and not self._notes.exists():
                 self.part.unlink()
-
-    def _take(self) -> None:
-        """What another process has just made."""
-        with open(self.path, "rb") as file:
-            self._sha256 = hashlib.file_digest(file, "sha256")
-        self.num_bytes = self.path.stat().st_size
 
     async def _until_whole(self) -> None:
         failures, best = 0, self.num_bytes
@@ -250,9 +258,9 @@ class Transfer:
                 failures = 0 if self.num_bytes >= best + _PROGRESS_BYTES else failures
                 best = max(best, self.num_bytes)
                 failures += 1
-                if failures >= self._max_attempts or broken.retry_after_seconds > _MAX_RETRY_AFTER_SECONDS:
+                if failures >= self._limits.attempts or broken.retry_after_seconds > _MAX_RETRY_AFTER_SECONDS:
                     raise broken.error from broken.__cause__
-                backoff = min(self._backoff_seconds * 2 ** (failures - 1), _MAX_DELAY_SECONDS)
+                backoff = min(self._limits.backoff_seconds * 2 ** (failures - 1), _MAX_DELAY_SECONDS)
                 # Jitter, so that what broke together does not come back together.
                 delay = max(backoff * random.uniform(0.5, 1.0), broken.retry_after_seconds)
                 _log.info("again in %.1f s: %s", delay, broken.error)
@@ -261,58 +269,49 @@ class Transfer:
 
     async def _once(self) -> None:
         headers = {"Range": f"bytes={self.num_bytes}-"} if self.num_bytes else {}
-        if self.num_bytes and self._validator:
+        if self.num_bytes and self._validator and not self._validator.startswith("W/"):
             headers["If-Range"] = self._validator
-        try:
-            response = await self._get(headers)
-            async with response:
-                if self._begin(response):
+        async with await self._get(headers) as response:
+            if self._begin(response):
+                try:
                     await self._receive(response)
-        except aiohttp.ClientError as exc:
-            raise self._translated(exc) from exc
-        except UnicodeError as exc:  # of Python's resolver
-            raise HostUnreachableError(self.public_url, "this can't be the name of a host") from exc
+                except aiohttp.ClientError as exc:
+                    raise self._translated(exc) from exc
 
     async def _get(self, headers: dict[str, str]) -> aiohttp.ClientResponse:
         """The first answer that is not a redirect. The user name and password go to their own origin only."""
-        url = self._parsed(self._url)
-        origin, credentials = url.origin(), f"{url.user or ''}:{url.password or ''}"
-        authorization = {"Authorization": f"Basic {b64encode(credentials.encode()).decode()}"} if url.user else {}
+        url = self._followed(self._url, None)
+        origin, own = url.origin(), {}
+        if url.user is not None:
+            login = f"{url.user}:{url.password or ''}".encode()
+            own = {"Authorization": f"Basic {b64encode(login).decode()}"}
         for _ in range(MAX_REDIRECTS + 1):
-            url = url.with_user(None)
-            own = authorization if url.origin() == origin else {}
+            url, more = url.with_user(None), own if url.origin() == origin else {}
             try:
-                proxy = await proxy_for(url, self._session)
-                with connecting_to_proxy(proxy is not None):
-                    response = await self._session.get(url, headers=headers | own, allow_redirects=False, proxy=proxy)
-            except NotPublicError as exc:
-                raise RefusedAddressError(self.public_url, str(exc), self.http_status) from exc
-            self.http_status = response.status
+                response = await get(self._session, url, headers | more, self._cookies)
+            except (aiohttp.ClientError, NotPublicError, ValueError) as exc:
+                raise self._translated(exc) from exc
+            self._http_status = response.status
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
             response.release()
-            target = url.join(self._parsed(location, base=url))
-            if target.scheme != url.scheme and target.scheme != "https":
-                raise RefusedAddressError(
-                    self.public_url, f"redirected from {url.scheme} to {target.scheme or 'nowhere'}", response.status
-                )
-            url = target
-        raise RefusedAddressError(self.public_url, f"more than {MAX_REDIRECTS} redirects", self.http_status)
+            url = self._followed(location, url)
+        raise RefusedAddressError(self.public_url, f"more than {MAX_REDIRECTS} redirects", self._http_status)
 
-    def _parsed(self, url: str, base: URL | None = None) -> URL:
+    def _followed(self, location: str, base: URL | None) -> URL:
+        """Where a redirect of `base` leads; without one the URL that was asked for."""
+        what = "this is" if base is None else "redirected to"
         try:
-            parsed = URL(url)
-            if base is not None:
-                parsed = base.join(parsed)
+            url = sendable_url(location, base)
         except ValueError as exc:
-            raise RefusedAddressError(self.public_url, "not a URL", self.http_status) from exc
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            what = "redirected to" if base is not None else "this is"
-            raise RefusedAddressError(
-                self.public_url, f"{what} a {parsed.scheme or 'relative'} URL; only http and https", self.http_status
-            )
-        return parsed
+            raise RefusedAddressError(self.public_url, f"{what} not a URL", self._http_status) from exc
+        if url.scheme not in ("http", "https") or not url.host:
+            reason = f"{what} a {url.scheme or 'relative'} URL; only http and https"
+            raise RefusedAddressError(self.public_url, reason, self._http_status)
+        if base is not None and (base.scheme, url.scheme) == ("https", "http"):
+            raise RefusedAddressError(self.public_url, "redirected from https to http", self._http_status)
+        return url
 
     def _begin(self, response: aiohttp.ClientResponse) -> bool:
         """Look at status and headers; False if there is nothing left to receive."""
@@ -320,90 +319,106 @@ class Transfer:
         start, total = _content_range(response.headers.get("Content-Range", ""))
         if status == 416 and self.num_bytes:
             if total == self.num_bytes:
-                self.total_bytes, self.http_status = total, 206
+                self.total_bytes, self._http_status = total, 206
                 return False
-            self._restart()
-            raise _PassingError(IncompleteDownloadError(self.public_url, "the file on the server changed", status))
+            raise self._changed("the file on the server changed")
         if status >= 400:
-            reason = (response.reason or "").encode("utf-8", "replace").decode()  # bytes of any kind
+            # The reason may be bytes of any kind.
+            reason = printable((response.reason or "").encode("utf-8", "replace").decode(), 200)
             error = HttpStatusError(self.public_url, f"HTTP {status} {reason}".strip(), status)
             if status in (408, 425, 429) or status >= 500:
                 raise _PassingError(error, _retry_after_seconds(response.headers.get("Retry-After")))
             raise error
         if status not in (200, 206):
             raise HttpStatusError(self.public_url, f"unexpected answer: HTTP {status}", status)
-        validator = _validator(response)
-        # A weak one differs between mirrors, so it counts only where there is nothing better.
-        etag = "" if validator else response.headers.get("ETag", "")
+        validator, total = _validator(response), total if status == 206 else response.content_length
+        if self._is_decoded(response):  # what the server counts are other bytes
+            validator = total = start = None
         same = (self.total_bytes or total) == total and (self._validator or validator) == (validator or self._validator)
-        same &= (self._etag or etag) == (etag or self._etag)
         if status == 206 and (start != self.num_bytes or not same):
-            self._restart()
-            raise _PassingError(IncompleteDownloadError(self.public_url, "not the range that was asked for", status))
+            raise self._changed("not the range that was asked for")
         if status == 200:
             if self.num_bytes:  # it knows no ranges, or has another file now
                 self._restart()
-            total = response.content_length
-            self._validator, self._etag = validator, etag
+            self._validator = validator
         self.total_bytes = total
-        if (total or 0) > self._max_bytes:
-            raise DownloadTooLargeError(self.public_url, f"{total} bytes, allowed are {self._max_bytes}", status)
+        if (total or 0) > self._limits.max_bytes:
+            reason = f"{total} bytes, allowed are {self._limits.max_bytes}"
+            raise DownloadTooLargeError(self.public_url, reason, status)
         TRAFFIC.retrying.pop(self.public_url, None)
         return True
 
+    def _is_decoded(self, response: aiohttp.ClientResponse) -> bool:
+        """Whether aiohttp undoes a compression that was not asked for."""
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding == "identity" or (stays_gzip(response.url) and encoding in ("gzip", "x-gzip")):
+            return False
+        if encoding in ("gzip", "deflate", "br", "zstd") and not stays_gzip(response.url):
+            return True
+        reason = f"sent with Content-Encoding: {printable(encoding, 50)}, which kdepth neither asks for nor decodes"
+        raise DownloadError(self.public_url, reason, response.status)
+
     async def _receive(self, response: aiohttp.ClientResponse) -> None:
-        # Written in the loop: into the page cache, which takes less than a hop to a thread.
+        window = self._session.timeout.sock_read or 60.0
+        least = self._limits.min_bytes_per_second * window
         since, then = time.monotonic(), self.num_bytes
-        with open(self.part, "ab") as file:
+        # Written in the loop: into the page cache, which takes less than a hop to a thread.
+        with open(self.part, "a+b") as file:
             async for chunk in response.content.iter_any():
-                before = self.num_bytes
-                if before + len(chunk) > self._max_bytes:
-                    raise DownloadTooLargeError(
-                        self.public_url, f"more than the {self._max_bytes} bytes allowed", response.status
-                    )
-                if before < HEAD_BYTES:
-                    self._head += chunk[: HEAD_BYTES - before]
-                    if len(self._head) == HEAD_BYTES:
-                        self._check_head()
+                before, now = self.num_bytes, self.num_bytes + len(chunk)
+                if now > self._limits.max_bytes:
+                    reason = f"more than the {self._limits.max_bytes} bytes allowed"
+                    raise DownloadTooLargeError(self.public_url, reason, response.status)
                 file.write(chunk)
                 file.flush()
+                if before < HEAD_BYTES <= now:
+                    self._check_head(file)
                 self._sha256.update(chunk)
-                self.num_bytes += len(chunk)
+                self.num_bytes = now
                 TRAFFIC.num_bytes += len(chunk)
-                if time.monotonic() - since > _SLOW_SECONDS:
-                    if self.num_bytes - then < _SLOW_BYTES:
-                        reason = f"fewer than {_SLOW_BYTES} bytes in {_SLOW_SECONDS:g} s"
+                if time.monotonic() - since > window:
+                    if now - then < least:
+                        reason = f"fewer than {least:g} bytes in {window:g} s"
                         raise _PassingError(DownloadTimeoutError(self.public_url, reason, response.status))
-                    since, then = time.monotonic(), self.num_bytes
-                if before < _WORTH_RESUMING_BYTES <= self.num_bytes and self._validator:
-                    self._save()
-                self._on_bytes()
-        if self.total_bytes is not None and self.num_bytes < self.total_bytes:
-            raise _PassingError(self._incomplete("the connection was closed"))
-        if self.num_bytes < HEAD_BYTES:
-            self._check_head()
+                    since, then = time.monotonic(), now
+                if before < _WORTH_RESUMING_BYTES <= now and self._validator and not self._validator.startswith("W/"):
+                    self._notes.write_text(json.dumps(self.identity()))
+                self._tell()
+            if self.total_bytes is not None and self.num_bytes < self.total_bytes:
+                raise _PassingError(self._incomplete("the connection was closed"))
+            if self.num_bytes < HEAD_BYTES:
+                self._check_head(file)
 
-    def _check_head(self) -> None:
-        wrong = self._what_is_wrong(self._head)
+    def _check_head(self, file: IO[bytes]) -> None:
+        file.seek(0)
+        wrong = (not_an_archive if self._is_archive else not_a_video)(file.read(HEAD_BYTES))
         if wrong is not None:
-            raise self._refusal(self.public_url, wrong, self.http_status)
+            raise (ArchiveError if self._is_archive else NotAVideoError)(self.public_url, wrong, self._http_status)
 
     def _incomplete(self, what: str) -> IncompleteDownloadError:
         of_total = "" if self.total_bytes is None else f" of {self.total_bytes}"
-        return IncompleteDownloadError(self.public_url, f"{what} at {self.num_bytes}{of_total} bytes", self.http_status)
+        return IncompleteDownloadError(
+            self.public_url, f"{what} at {self.num_bytes}{of_total} bytes", self._http_status
+        )
 
-    def _translated(self, exc: aiohttp.ClientError) -> Exception:
-        url, status = self.public_url, self.http_status
+    def _translated(self, exc: Exception) -> Exception:
+        """The error of ours that one of aiohttp's, or of Python's resolver, means."""
+        url, status = self.public_url, self._http_status
+        refusal = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
         # Messages of aiohttp's other errors may hold the URL as it was asked for.
         what = str(exc) if isinstance(exc, OSError) else type(exc).__name__
+        if isinstance(refusal, NotPublicError):
+            return RefusedAddressError(url, str(refusal), status)
+        if isinstance(exc, UnicodeError):
+            return HostUnreachableError(url, "this can't be the name of a host", status)
         if isinstance(exc, aiohttp.ClientConnectorError):
-            if isinstance(exc.os_error, NotPublicError):
-                return RefusedAddressError(url, str(exc.os_error), status)
-            unreachable = HostUnreachableError(url, what, status)
             final = isinstance(exc, aiohttp.ClientConnectorCertificateError) or (
-                isinstance(exc.os_error, socket.gaierror) and exc.os_error.errno != socket.EAI_AGAIN
+                isinstance(refusal, socket.gaierror) and refusal.errno != socket.EAI_AGAIN
             )
+            unreachable = HostUnreachableError(url, what, status)
             return unreachable if final else _PassingError(unreachable)
+        if isinstance(exc, ValueError):  # aiohttp.InvalidURL, too
+            return RefusedAddressError(url, "not a URL that can be asked for", status)
         if isinstance(exc, aiohttp.ConnectionTimeoutError):
             return _PassingError(HostUnreachableError(url, "no connection in time", status))
         if isinstance(exc, TimeoutError):
@@ -411,40 +426,36 @@ class Transfer:
         if isinstance(exc, aiohttp.ClientHttpProxyError):
             refused = HttpStatusError(url, f"the proxy answered HTTP {exc.status}", exc.status)
             return _PassingError(refused) if exc.status >= 500 else refused
-        if isinstance(exc, aiohttp.InvalidURL):
-            return RefusedAddressError(url, "not a URL that can be asked for", status)
+        if isinstance(exc, aiohttp.ClientResponseError):  # the same would come again
+            reason = printable(" ".join(exc.message.split()), 200)
+            return DownloadError(url, f"the answer is not HTTP as it should be: {reason}", status)
         return _PassingError(self._incomplete(f"the transfer broke ({what})"))
+
+    def _changed(self, why: str) -> Exception:
+        self._restart()
+        return _PassingError(IncompleteDownloadError(self.public_url, why, self._http_status))
 
     def _restart(self) -> None:
         self.forget()
-        self.num_bytes, self.total_bytes = 0, None
+        self.num_bytes, self.total_bytes, self._validator = 0, None, None
+        self._sha256 = hashlib.sha256()
         self.restarts += 1
-        self._sha256, self._head, self._validator, self._etag = hashlib.sha256(), b"", None, ""
-        self._on_bytes()
-
-    def _save(self) -> None:
-        self._state.write_text(json.dumps(self.state))
+        self._tell()
 
     def _restore(self) -> None:
         """Take up what an earlier process left; without a validator nobody knows whether it is the same file."""
         try:
-            state = json.loads(self._state.read_text())
-            validator, total = state["validator"], state["total_bytes"]
+            notes = json.loads(self._notes.read_text())
+            validator, total = notes["validator"], notes["total_bytes"]
             size = self.part.stat().st_size
         except (OSError, ValueError, KeyError, TypeError):
             validator = total = None
         if not isinstance(validator, str) or not isinstance(total, int) or not HEAD_BYTES <= size <= total:
             self.forget()
             return
-        with open(self.part, "rb") as file:
-            self._sha256 = hashlib.file_digest(file, "sha256")
+        self._sha256 = _hashed(self.part)
         self.num_bytes, self.total_bytes, self._validator = size, total, validator
-        self._on_bytes()
-
-    def forget(self) -> None:
-        """Remove what came so far."""
-        self.part.unlink(missing_ok=True)
-        self._state.unlink(missing_ok=True)
+        self._tell()
 
 
 class _PassingError(Exception):
@@ -455,10 +466,15 @@ class _PassingError(Exception):
         self.error, self.retry_after_seconds = error, retry_after_seconds
 
 
+def _hashed(path: Path) -> hashlib._Hash:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256")
+
+
 def _validator(response: aiohttp.ClientResponse) -> str | None:
-    """What says that the bytes are the same: of ETags only a strong one does."""
+    """What says that the bytes are the same; a weak ETag, which differs between mirrors, if there is nothing better."""
     etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified") or etag or None
 
 
 def _content_range(header: str) -> tuple[int | None, int | None]:

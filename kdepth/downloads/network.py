@@ -1,23 +1,32 @@
-"""Which addresses kdepth connects to, through which proxy, and what of a URL may be shown."""
+"""Which addresses kdepth connects to, through which proxy, how a URL is sent, and what of it may be shown."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import ipaddress
 import re
 import socket
 import urllib.request
-from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import aiohttp
 from yarl import URL
 
-_SECRET_KEY = re.compile(r"(?i)sig|token|key|pass|secret|cred|auth")
+_CONNECT_SECONDS = 30
+_READ_BUFFER_BYTES = 2**18
+_MAX_HEADER_BYTES = 2**16  # of a line; aiohttp's own 8,190 are fewer than some CDNs send
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
+# What may stand in a path or a query as it is (RFC 3986), besides letters, digits and "-._~".
+_URL_CHARACTERS = "!$&'()*+,;=:@/?%"
+_SECRET_KEY = re.compile(
+    r"(?i)sig|token|key|pass|pwd|secret|cred|auth|jwt|hmac|md5|hdn|policy|sess|ticket|bearer|otp|"
+    r"(?<!en)(?<!de)(?<!bar)code(?!c)"
+)
+_JSON_WEB_TOKEN = re.compile(r"eyJ[\w-]{8,2000}\.[\w-]+\.[\w-]*")  # RFC 7519; whatever its key
+_MAX_NESTED_URLS = 5
 
 # Whether the connection being made is the one to a proxy, which may well have a private address.
 _to_proxy: ContextVar[bool] = ContextVar("_to_proxy", default=False)
@@ -37,8 +46,10 @@ class NotPublicError(OSError):
 
 
 class Connector(aiohttp.TCPConnector):
-    """Refuses, unless told otherwise, addresses that are not public: when the socket is made for one, whatever the name
-    resolved to before."""
+    """Refuse, unless told otherwise, addresses that are not public.
+
+    The check is made when a socket is made for an address, whatever a name resolved to before.
+    """
 
     def __init__(self, connections: int, connections_per_host: int, allow_private_hosts: bool) -> None:
         super().__init__(
@@ -49,24 +60,78 @@ class Connector(aiohttp.TCPConnector):
         self.allow_private_hosts = allow_private_hosts
 
 
-@contextlib.contextmanager
-def connecting_to_proxy(value: bool) -> Iterator[None]:
-    """Connections made in the block lead to a proxy, or not."""
-    token = _to_proxy.set(value)
+def client_session(
+    *,
+    connections: int = 64,
+    connections_per_host: int = 16,
+    stall_seconds: float = 60,
+    allow_private_hosts: bool = False,
+) -> aiohttp.ClientSession:
+    """Make a session for `fetch` and `read_archive`, inside a running event loop; close it after use.
+
+    Args:
+        connections: Connections open at once.
+        connections_per_host: Connections open at once to one host.
+        stall_seconds: A transfer without a byte for so long, or with too few, counts as broken.
+        allow_private_hosts: Connect to loopback, private, link-local and other addresses that are not public, too.
+
+    Returns:
+        A session without cookies whose connector refuses such addresses otherwise. The check is made on the address of
+        each connection, after the name was resolved, so a name can't first resolve to one address and then to another.
+        With ``http_proxy``/``https_proxy`` set it is the proxy who resolves names: then only literal addresses and
+        names that resolve to such an address here are refused.
+    """
+    return aiohttp.ClientSession(
+        connector=Connector(connections, connections_per_host, allow_private_hosts),
+        cookie_jar=aiohttp.DummyCookieJar(),  # each transfer has its own
+        headers={"Accept-Encoding": "identity", "User-Agent": "kdepth"},
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=stall_seconds),
+        read_bufsize=_READ_BUFFER_BYTES,
+        max_line_size=_MAX_HEADER_BYTES,
+        max_field_size=_MAX_HEADER_BYTES,
+    )
+
+
+async def get(
+    session: aiohttp.ClientSession, url: URL, headers: dict[str, str], cookies: aiohttp.CookieJar
+) -> aiohttp.ClientResponse:
+    """Ask for one URL, through the environment's proxy, and follow no redirect.
+
+    aiohttp's ``trust_env`` would send the passwords of ``~/.netrc`` to whatever host a redirect names, and its own
+    redirects spell URLs anew.
+
+    Raises:
+        aiohttp.ClientError: As aiohttp.
+        NotPublicError: The address is not public, and the session does not connect to such.
+        ValueError: Python's resolver can't take the name of the host (``UnicodeError``).
+    """
+    proxy = await _proxy_for(url, session)
+    held = "; ".join(f"{cookie.key}={cookie.coded_value}" for cookie in cookies.filter_cookies(url).values())
+    token = _to_proxy.set(proxy is not None)
     try:
-        yield
+        response = await session.get(
+            url,
+            headers=headers | ({"Cookie": held} if held else {}),
+            allow_redirects=False,
+            auto_decompress=not stays_gzip(url),
+            proxy=proxy,
+        )
     finally:
         _to_proxy.reset(token)
+    cookies.update_cookies(response.cookies, url)
+    return response
 
 
-async def proxy_for(url: URL, session: aiohttp.ClientSession) -> str | None:
+def stays_gzip(url: URL) -> bool:
+    """Whether the file is gzipped anyway: a ``.tar.gz`` stays as it is, and can be continued, with an encoding, too."""
+    return url.path.lower().endswith((".gz", ".tgz"))
+
+
+async def _proxy_for(url: URL, session: aiohttp.ClientSession) -> str | None:
     """The proxy that the environment names (``http_proxy``, ``https_proxy``, ``no_proxy``) for a URL, or None.
 
     A proxy resolves the name itself, so what it connects to can't be seen from here. Names that resolve to an address
     that is not public from here are refused all the same.
-
-    Raises:
-        NotPublicError: The session does not connect to such addresses.
     """
     host = url.host or ""
     proxy = urllib.request.getproxies().get(url.scheme)
@@ -83,14 +148,76 @@ async def proxy_for(url: URL, session: aiohttp.ClientSession) -> str | None:
     return proxy
 
 
+def sendable_url(text: str, base: URL | None = None) -> URL:
+    """A URL as it is sent: as it was written, as a server may have signed it; only what can't stand in a URL is quoted.
+
+    Args:
+        text: The URL, or the value of a ``Location`` header.
+        base: The URL that was redirected; None: `text` must be absolute.
+
+    Raises:
+        ValueError: It is not a URL.
+    """
+    if base is not None:
+        text = urljoin(str(base), text)
+    parts, parsed = urlsplit(text.strip()), URL(text.strip())
+    path, query = (
+        # Bytes that are no UTF-8 come from headers as surrogates.
+        re.sub("%(?![0-9A-Fa-f]{2})", "%25", quote(part.encode("utf-8", "surrogateescape"), safe=_URL_CHARACTERS))
+        for part in (parts.path, parts.query)
+    )
+    if not parsed.host:
+        return parsed
+    return URL.build(
+        scheme=parsed.scheme,
+        authority=parsed.raw_authority,
+        path=path or "/",
+        query_string=query,
+        encoded=True,
+    )
+
+
 def public_url(url: str) -> str:
-    """The URL as it may be shown and stored: without user name, password, and values that look like keys."""
+    """The URL as it may be shown and stored: without user name, password, and values that look like keys.
+
+    Everything else stays as it was written. URLs within the URL are looked through, too.
+    """
     try:
-        parsed = URL(url).with_user(None).with_fragment(None)
-        secrets = {key: "..." for key in parsed.query if _SECRET_KEY.search(key)}
-        return str(parsed.update_query(secrets) if secrets else parsed)
+        parts = urlsplit(url.strip())
+        if not parts.scheme or not parts.netloc:
+            return "(not a URL)"
+        _ = parts.port, URL(url)
     except (ValueError, TypeError):
         return "(not a URL)"
+    return _without_secrets(url.strip().partition("#")[0])
+
+
+def _without_secrets(url: str, depth: int = 0) -> str:
+    head, mark, query = url.partition("?")
+    scheme, slashes, rest = head.partition("://")
+    host, slash, path = rest.partition("/")
+    path = re.sub("(?<=://)[^/]*@", "", path)
+
+    def public(parameter: re.Match[str]) -> str:
+        return _without_secret(parameter[0], depth)
+
+    # One path parameter or one segment, which may be a URL, at a time.
+    path, query = re.sub("[^/;]+", public, path), re.sub("[^&;]+", public, query)
+    return _JSON_WEB_TOKEN.sub("...", f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}{mark}{query}")
+
+
+def _without_secret(parameter: str, depth: int) -> str:
+    key, equals, value = parameter.partition("=")
+    if equals and _SECRET_KEY.search(unquote(key)):
+        return f"{key}=..."
+    value = inner = value if equals else key
+    while (unquoted := unquote(inner)) != inner:
+        inner = unquoted
+    if "://" in inner:
+        shown = _without_secrets(inner, depth + 1) if depth < _MAX_NESTED_URLS else "..."
+        if shown != inner:
+            value = quote(shown, safe=".") if "%" in value else shown
+    return f"{key}={value}" if equals else value
 
 
 def _public_socket(addr_info: Any) -> socket.socket:

@@ -23,7 +23,8 @@ import ray
 import ray.data
 
 from kdepth.downloads.archive import Member, index_name, read_archive
-from kdepth.downloads.fetching import client_session, fetch
+from kdepth.downloads.http import fetch
+from kdepth.downloads.network import client_session
 from kdepth.downloads.youtube import fetch_youtube
 from kdepth.errors import DamagedMediaError, KdepthError
 from kdepth.models.load import DepthKind, load_model, model_identity

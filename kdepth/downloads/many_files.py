@@ -1,0 +1,82 @@
+"""Many URLs into the files of a folder, from code that knows nothing of asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from kdepth.downloads.http import Fetched, Limits, Transfer
+from kdepth.downloads.network import client_session
+from kdepth.errors import DownloadError
+from kdepth.schema import VIDEO_SUFFIXES, clip_id_for
+
+
+def fetch_files(
+    urls: Sequence[str],
+    folder: str | Path,
+    *,
+    at_once: int = 16,
+    allow_private_hosts: bool = False,
+    progress: bool = True,
+    **limits: Any,
+) -> list[Fetched | DownloadError]:
+    """Download many video files at once, in a script or in a notebook: `fetch` without ``await``.
+
+    Args:
+        urls: As for `fetch`. A URL that is there twice is fetched once.
+        folder: Where they go, each as ``<clip_id><suffix>``.
+        at_once: Files at once.
+        allow_private_hosts: See `client_session`.
+        progress: Show a bar.
+        limits: ``max_bytes``, ``timeout_seconds``, ``min_bytes_per_second``, ``attempts`` and ``backoff_seconds`` of
+            `fetch`.
+
+    Returns:
+        For each URL, in their order, what became of it: a file, or the error.
+
+    Raises:
+        TypeError, ValueError: A limit that does not exist, or one that can't be.
+    """
+    if at_once < 1:
+        raise ValueError(f"at_once={at_once} must be at least 1")
+    work = _fetch_all(list(urls), Path(folder), at_once, allow_private_hosts, progress, Limits(**limits))
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    # In a kernel, whose loop runs this very cell. It changes asyncio for good, and so only where there is no other way.
+    import nest_asyncio2
+
+    nest_asyncio2.apply(loop)
+    return loop.run_until_complete(work)
+
+
+async def _fetch_all(
+    urls: list[str], folder: Path, at_once: int, allow_private_hosts: bool, progress: bool, limits: Limits
+) -> list[Fetched | DownloadError]:
+    from tqdm.auto import tqdm  # in a kernel it loads ipywidgets, which no worker needs
+
+    turns = asyncio.Semaphore(at_once)
+    done: dict[str, Fetched | DownloadError] = {}
+    session = client_session(connections=at_once, allow_private_hosts=allow_private_hosts)
+    async with session, asyncio.TaskGroup() as tasks:
+        with tqdm(total=len(set(urls)), unit="file", disable=not progress) as bar:
+
+            async def one(url: str) -> None:
+                async with turns:
+                    try:
+                        done[url] = await Transfer(url, folder / _file_name(url), session=session, limits=limits).run()
+                    except DownloadError as error:
+                        done[url] = error
+                bar.update()
+
+            await asyncio.gather(*[tasks.create_task(one(url)) for url in dict.fromkeys(urls)])
+    return [done[url] for url in urls]
+
+
+def _file_name(url: str) -> str:
+    suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
+    return clip_id_for(url) + (suffix if suffix in VIDEO_SUFFIXES else ".video")
