@@ -13,6 +13,7 @@ import av
 import pytest
 from http_server import Fault, Server, serve
 
+from kdepth.downloads import youtube
 from kdepth.downloads.youtube import _failure, fetch_youtube
 from kdepth.errors import (
     DownloadError,
@@ -22,7 +23,7 @@ from kdepth.errors import (
     RefusedAddressError,
     VideoUnavailableError,
 )
-from kdepth.video.ffmpeg import ffmpeg_path
+from kdepth.video.ffmpeg import MAX_MEMORY_BYTES, ffmpeg_path
 
 needs_yt_dlp = pytest.mark.skipif(importlib.util.find_spec("yt_dlp") is None, reason="extra kdepth[youtube]")
 
@@ -79,10 +80,56 @@ async def test_http_errors(server: Server, tmp_path: Path, status: int, error: t
 async def test_limits(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DownloadTooLargeError, match="100000"):
         await fetch_youtube(server.url("v.mp4"), tmp_path / "clip", allow_private_hosts=True, max_bytes=100_000)
+    for span in ((None, None), (1, 5)):  # as it arrives; what FFmpeg makes of it
+        server.fail_next("v.mp4", *[Fault(chunked=True)] * 9)
+        with pytest.raises(DownloadTooLargeError, match="30000"):
+            await fetch_youtube(
+                *(server.url("v.mp4"), tmp_path / "clip"),
+                time_span_seconds=span,
+                allow_private_hosts=True,
+                max_bytes=30_000,
+                attempts=1,
+            )
     server.fail_next("v.mp4", *[Fault(hold_at=0.1)] * 9)
     with pytest.raises(DownloadTimeoutError, match=r"not whole after 0\.5 s"):
         await fetch_youtube(server.url("v.mp4"), tmp_path / "clip", allow_private_hosts=True, timeout_seconds=0.5)
     assert os.listdir(tmp_path) == []
+
+
+@needs_yt_dlp
+async def test_it_gets_nothing_that_it_does_not_need(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # FFmpeg itself, with a note of what it was given.
+    note, ffmpeg, here = tmp_path / "note", tmp_path / "ffmpeg", tmp_path / "here"
+    ffmpeg.write_text(f'#!/bin/sh\n(env; ulimit -v; ulimit -t) >> {note}\nexec {ffmpeg_path()} "$@"\n')
+    ffmpeg.chmod(0o700)
+    monkeypatch.setattr(youtube, "ffmpeg_path", lambda: str(ffmpeg))
+    # Modules of the folder where one happens to be.
+    here.mkdir()
+    for name in ("yt_dlp", "optparse", "sitecustomize"):
+        (here / f"{name}.py").write_text(f"open({str(note)!r}, 'a').write('{name} was imported')")
+    monkeypatch.chdir(here)
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "PYTHONSTARTUP", "MY_PASSWORD"):
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,here.example")
+    monkeypatch.setenv("SSL_CERT_FILE", "/certificates")
+    await fetch_youtube(server.url("v.mp4"), tmp_path / "clip", time_span_seconds=(1, 2), allow_private_hosts=True)
+    noted = note.read_text()
+    assert "hunter2" not in noted
+    assert "was imported" not in noted
+    assert "no_proxy=127.0.0.1,here.example" in noted
+    assert "SSL_CERT_FILE=/certificates" in noted
+    assert noted.splitlines()[-2:] == [str(MAX_MEMORY_BYTES // 1024), "3600"]
+    assert sorted(os.listdir(tmp_path)) == ["clip", "ffmpeg", "here", "note"]
+
+
+@needs_yt_dlp
+async def test_errors_hold_no_paths_of_this_machine(server: Server, folder: Path, tmp_path: Path) -> None:
+    (folder / "text.mp4").write_bytes(b"no video" * 1000)
+    with pytest.raises(DownloadError) as caught:
+        await fetch_youtube(server.url("text.mp4"), tmp_path / "c", time_span_seconds=(1, 2), allow_private_hosts=True)
+    assert str(tmp_path) not in str(caught.value)
 
 
 async def test_only_youtube_is_asked(tmp_path: Path) -> None:

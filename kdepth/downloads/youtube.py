@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.util
+import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -27,10 +29,15 @@ from kdepth.errors import (
     VideoUnavailableError,
 )
 from kdepth.sources import YOUTUBE_HOSTS
-from kdepth.video.ffmpeg import ffmpeg_path, launcher
+from kdepth.video.ffmpeg import MAX_MEMORY_BYTES, ffmpeg_path, launcher
 
 # Larger pictures only where there are no smaller ones.
 _FORMAT = "bv*[height<=720]+ba/b[height<=720]/bv*+ba/b"
+# Of the environment, in small letters those that are also written in large ones.
+_TAKEN = frozenset(
+    ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "http_proxy", "https_proxy", "all_proxy", "no_proxy")
+)
+_TOO_LARGE = "max-filesize|File too large|exited with code -25"  # the last is SIGXFSZ
 # What the site says when it refuses a video, which yt-dlp hands on, and what yt-dlp adds to it; the first that fits.
 _REFUSALS = {
     "rate limit": r"rate.?limit|too many requests|captcha",
@@ -53,15 +60,16 @@ async def fetch_youtube(
 ) -> Fetched:
     """Download a clip of a YouTube video.
 
-    yt-dlp runs as a process of its own: it can be stopped, and what it loads is gone afterwards. It connects by itself,
-    without kdepth's address rules, and so only to YouTube.
+    yt-dlp runs as a process of its own, in an environment of its own: it can be stopped, and what it loads is gone
+    afterwards. It connects by itself, without kdepth's address rules, and so only to YouTube. Its FFmpeg has kdepth's
+    limits of memory and time.
 
     Args:
         url: Of a YouTube video.
         path: The file to make, whatever container it is.
         time_span_seconds: Start and end within the video; cut there exactly, for which FFmpeg encodes the clip anew.
         allow_private_hosts: Take URLs of other hosts too, whatever they are.
-        max_bytes: Limit for the files on the way.
+        max_bytes: Limit for each file.
         timeout_seconds: Limit for the whole.
         attempts: yt-dlp's tries for each request.
 
@@ -80,16 +88,18 @@ async def fetch_youtube(
         raise RefusedAddressError(shown, "not a URL of YouTube")
     if importlib.util.find_spec("yt_dlp") is None:
         raise DownloadError(shown, "YouTube needs yt-dlp: pip install 'yt-dlp[default]'")
-    folder = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.yt-dlp")
+    folder = path.absolute().with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.yt-dlp")
     try:
         folder.mkdir(parents=True)
-        arguments = _arguments(url, folder, time_span_seconds, max_bytes, attempts)
-        log = await _run(arguments, folder, shown, max_bytes, timeout_seconds)
-        files = [file for file in folder.iterdir() if file.suffix != ".part"]
-        if len(files) != 1:
-            if "max-filesize" in log:
-                raise DownloadTooLargeError(shown, f"more than the {max_bytes} bytes allowed")
-            raise _failure(shown, log)
+        arguments = _arguments(url, folder, time_span_seconds, max_bytes, timeout_seconds, attempts)
+        returncode, log = await _run(arguments, folder, max_bytes, timeout_seconds)
+        files = [file for file in folder.glob("clip.*") if file.suffix != ".part"]
+        if returncode is None:
+            raise DownloadTimeoutError(shown, f"not whole after {timeout_seconds:g} s")
+        if re.search(_TOO_LARGE, log) or (len(files) == 1 and files[0].stat().st_size > max_bytes):
+            raise DownloadTooLargeError(shown, f"more than the {max_bytes} bytes allowed")
+        if returncode or len(files) != 1:
+            raise _failure(shown, log.replace(f"{folder}/", ""))
         sha256, num_bytes = await asyncio.to_thread(_sha256, files[0]), files[0].stat().st_size
         os.replace(files[0], path)
     except OSError as exc:
@@ -100,62 +110,67 @@ async def fetch_youtube(
 
 
 def _arguments(
-    url: str, folder: Path, span: tuple[float | None, float | None], max_bytes: int, attempts: int
+    url: str,
+    folder: Path,
+    span: tuple[float | None, float | None],
+    max_bytes: int,
+    timeout_seconds: float,
+    attempts: int,
 ) -> list[str]:
+    """The command that leaves ``clip.<ext>`` in the folder."""
     start, end = span
-    section = (
-        []
-        if start is None and end is None
-        else [
-            *("--download-sections", f"*{start or 0:.3f}-{'inf' if end is None else format(end, '.3f')}"),
-            "--force-keyframes-at-cuts",
-        ]
-    )
+    times = f"*{start or 0:.3f}-{'inf' if end is None else format(end, '.3f')}"
+    section = [] if span == (None, None) else ["--download-sections", times, "--force-keyframes-at-cuts"]
+    ffmpeg = folder / "ffmpeg"
+    # Not for yt-dlp itself: the JavaScript engines that it starts reserve more memory than there is.
+    limits = f"ulimit -v {MAX_MEMORY_BYTES // 1024}; ulimit -t {math.ceil(timeout_seconds)}"
+    ffmpeg.write_text(f'#!/bin/sh\n{limits}\nexec {shlex.quote(ffmpeg_path())} "$@"\n')
+    ffmpeg.chmod(0o700)
     return [
-        *(sys.executable, "-m", "yt_dlp", "--ignore-config", "--no-playlist", "--no-cache-dir", "--no-progress"),
+        # Without the working directory in Python's path (-P).
+        *(sys.executable, "-P", "-m", "yt_dlp", "--ignore-config", "--no-playlist", "--no-cache-dir", "--no-progress"),
         *("--no-mtime", "--no-part", "--socket-timeout", "60", "--max-filesize", str(max_bytes)),
         *("--retries", str(attempts), "--fragment-retries", str(attempts), "--extractor-retries", str(attempts)),
-        *("--ffmpeg-location", ffmpeg_path(), "--merge-output-format", "mp4/mkv"),
+        *("--ffmpeg-location", str(ffmpeg), "--merge-output-format", "mp4/mkv"),
         *("--format", _FORMAT, *section),
         *("--output", str(folder / "clip.%(ext)s"), "--", url),
     ]
 
 
-def _size(folder: Path) -> int:
-    total = 0
-    for file in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # yt-dlp has just deleted or renamed it
-            total += file.stat().st_size
-    return total
+def _environment(folder: Path) -> dict[str, str]:
+    """What yt-dlp needs of ours, which may hold keys of clouds, and a home of its own."""
+    taken = {name: value for name, value in os.environ.items() if name in _TAKEN or name.lower() in _TAKEN}
+    spec = importlib.util.find_spec("yt_dlp")
+    assert spec is not None
+    assert spec.origin is not None
+    found = str(Path(spec.origin).parents[1])
+    return taken | {"HOME": str(folder), "TMPDIR": str(folder), "LC_ALL": "C.UTF-8", "PYTHONPATH": found}
 
 
-async def _run(arguments: list[str], folder: Path, shown: str, max_bytes: int, timeout_seconds: float) -> str:
-    """yt-dlp's messages; an error if it fails, or grows over a limit."""
+async def _run(arguments: list[str], folder: Path, max_bytes: int, timeout_seconds: float) -> tuple[int | None, str]:
+    """Exit status, None if it was stopped at its time limit, and messages."""
+    # No file grows over the limit; ulimit counts in blocks of 512 bytes. No core files.
+    limits = f'ulimit -c 0; ulimit -f {max_bytes // 512 + 1}; exec "$@"'
     process = await asyncio.create_subprocess_exec(
         *launcher(),
+        *("sh", "-c", limits, "sh"),
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,  # so that its FFmpeg goes with it
+        cwd=folder,
+        env=_environment(folder),
     )
     output = asyncio.create_task(process.communicate())
-    deadline = time.monotonic() + timeout_seconds
     try:
-        while not (await asyncio.wait([output], timeout=min(1.0, max(0.0, deadline - time.monotonic()))))[0]:
-            if time.monotonic() >= deadline:
-                raise DownloadTimeoutError(shown, f"not whole after {timeout_seconds:g} s")
-            if _size(folder) > max_bytes:
-                raise DownloadTooLargeError(shown, f"more than the {max_bytes} bytes allowed")
+        in_time, _ = await asyncio.wait([output], timeout=timeout_seconds)
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         await asyncio.wait([output])
-    log = output.result()[0].decode("utf-8", "replace")
-    if process.returncode:
-        raise _failure(shown, log)
-    return log
+    return process.returncode if in_time else None, output.result()[0].decode("utf-8", "replace")
 
 
 def _failure(shown: str, log: str) -> DownloadError:
