@@ -31,7 +31,6 @@ from kdepth.errors import DatasetError, StorageError, printable
 from kdepth.schema import lasting_url
 
 _LITTLE_BYTES = 64 * 2**20
-_HEARTBEAT_SECONDS = 30.0
 _DEAD_AFTER_SECONDS = 600.0
 _FOLDERS = ("raw", "360p", "depth")
 # What a row may name, and the other files that kdepth itself keeps.
@@ -246,10 +245,10 @@ class Root:
                 self._store()[0].delete_file(self._path(name))
 
     @contextlib.contextmanager
-    def in_use(self, run_id: str) -> Iterator[None]:
+    def in_use(self, run_id: str, *, heartbeat_seconds: float = 30.0) -> Iterator[None]:
         """Register a run while the block runs; if no other run is alive, delete what dead runs left half done.
 
-        The run is alive as long as it renews ``runs/<run_id>`` every 30 s (`others`).
+        The run counts as alive (`others`) as long as it renews its mark, the file ``runs/<run_id>``.
 
         Raises:
             ValueError: The root has the name of a Lance dataset.
@@ -264,7 +263,7 @@ class Root:
         stop = threading.Event()
 
         def renew() -> None:
-            while not stop.wait(_HEARTBEAT_SECONDS):
+            while not stop.wait(heartbeat_seconds):
                 with contextlib.suppress(OSError):  # a store may be away for a while; the mark is good for ten minutes
                     self._mark(run_id)
 

@@ -238,7 +238,7 @@ class ClipDataset:
                     f"{self.root} is in use by {', '.join(alive)}: clean it when that has ended (what was killed on "
                     "another machine counts as ended after ten minutes)"
                 )
-            return remove_unnamed_files(self.files, at_once=True)
+            return remove_unnamed_files(self.files)
 
     def failures(self) -> pa.Table:
         """What failed: ``clip_id, failed_stage, error_type, error_message, source_url``."""

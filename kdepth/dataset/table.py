@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lance
 import pyarrow as pa
@@ -21,8 +20,6 @@ from kdepth.storage import Root
 ROWS_AT_ONCE = 1024  # of all rows: larger batches make the driver larger, and nothing faster
 KINDS = ("video", "depth")  # of a clip's files that are read: the blob columns of a packed dataset
 _PATH_COLUMNS = ("raw_path", "video_path", "depth_path")
-# Readers that have an older version open go on for so long; and what a run is just making has no row yet.
-_KEEP_FILES = timedelta(hours=1)
 
 
 def open_lance(uri: str) -> lance.LanceDataset | None:
@@ -123,27 +120,25 @@ class Cleaned(NamedTuple):
         return f"{self.num_files} files removed, {self.num_bytes / 1e6:.1f} MB"
 
 
-def remove_unnamed_files(root: Root, *, at_once: bool = False) -> Cleaned:
+def remove_unnamed_files(root: Root, before: datetime | None = None) -> Cleaned:
     """Remove files that `storage.made_name` named and no row names. No run may be making any meanwhile.
 
-    Kept are those that the newest version of the dataset names, or a version with a tag. Of other names nothing is
-    ever removed.
+    Kept are those that the newest version of the dataset names, or a version with a tag. Files of other names are never
+    removed.
 
     Args:
         root: With a dataset in it.
-        at_once: Remove new files too. Else those are kept that are younger than an hour, or are named by the version
-            that was current an hour ago: somebody may still read them.
+        before: Keep files that are younger, too, and those that the version names that was current then: somebody may
+            still read them. None: remove all.
     """
     dataset = lance.dataset(root.lance_uri)
-    unnamed = root.made_before(math.inf if at_once else time.time() - _KEEP_FILES.total_seconds())
-    versions: list[Any] = [dataset.version, *dataset.tags.list()]
-    if not at_once:
-        then = datetime.now(UTC) - _KEEP_FILES
-        versions += [v["version"] for v in dataset.versions() if v["timestamp"].astimezone(UTC) <= then][-1:]
+    unnamed = root.made_before(before.timestamp() if before else math.inf)
+    versions: list[int | str] = [dataset.version, *dataset.tags.list()]
+    if before:
+        versions += [v["version"] for v in dataset.versions() if v["timestamp"].astimezone(UTC) <= before][-1:]
     for version in versions if unnamed else ():
-        for batch in lance.dataset(dataset.uri, version=version).to_batches(
-            columns=list(_PATH_COLUMNS), batch_size=ROWS_AT_ONCE
-        ):
+        then = lance.dataset(dataset.uri, version=version)
+        for batch in then.to_batches(columns=list(_PATH_COLUMNS), batch_size=ROWS_AT_ONCE):
             for column in batch.columns:
                 for name in pc.drop_null(column).to_pylist():
                     unnamed.pop(name, None)

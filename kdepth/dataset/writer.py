@@ -30,6 +30,8 @@ _COMMIT_ROWS = 512
 _COMMIT_SECONDS = 5.0
 # Old versions are for readers that have the dataset open, and for `open_dataset(root, as_of=...)`.
 _KEEP_VERSIONS = timedelta(days=1)
+# Files that no row names any more are for readers that opened the dataset before.
+_KEEP_FILES = timedelta(hours=1)
 _INDICES = {"clip_id": "BTREE", "label": "BITMAP", "status": "BITMAP"}
 _PRIMARY_KEY = "lance-schema:unenforced-primary-key"
 _PARQUET_VERSION = b"kdepth.version"
@@ -136,8 +138,8 @@ class ClipWriter:
     def finish(self, run: Mapping[str, Any] | None = None) -> int:
         """Commit the rest, merge small fragments, index, verify the count, write ``clips.parquet``.
 
-        If no other run is alive, files that no row names are removed once they are over an hour old
-        (`remove_unnamed_files`).
+        If no other run is alive, files are removed that are over an hour old and that no row names, neither now nor an
+        hour ago (`remove_unnamed_files`).
 
         Args:
             run: What else to remember of the run, now that it is over.
@@ -152,7 +154,7 @@ class ClipWriter:
         self._dataset.checkout_latest()
         if self._seen:
             if not self.root.others(self._run_id):
-                remove_unnamed_files(self.root)
+                remove_unnamed_files(self.root, datetime.now(UTC) - _KEEP_FILES)
             with contextlib.suppress(OSError):  # another run is at the same, whose work is as good
                 self._tidy()
         self._verify_count()
