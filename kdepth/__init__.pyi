@@ -1,7 +1,8 @@
 """The public names and where they are from; a module is imported when one of its names is first used."""
 
 from .dataset.clip import Clip
-from .dataset.dataset import ClipDataset, open_dataset, pack
+from .dataset.dataset import ClipDataset, open_dataset
+from .dataset.pack import pack
 from .dataset.torch_dataset import torch_dataset
 from .downloads.http import Fetched, fetch
 from .downloads.many_files import fetch_files

@@ -4,6 +4,7 @@ messages come from elsewhere."""
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
@@ -16,6 +17,11 @@ from numpy.typing import NDArray
 _PICTURE_HEIGHT = 150
 
 
+def _text(text: object) -> str:
+    """Escape text for HTML, and keep MathJax off it: its delimiters count only where they share an element."""
+    return re.sub(r"[$\\]", r"<span>\g<0></span>", escape(str(text)))
+
+
 def card(title: object, facts: Mapping[str, object], *, html: Iterable[str] = ()) -> str:
     """A title over a table of facts.
 
@@ -25,13 +31,13 @@ def card(title: object, facts: Mapping[str, object], *, html: Iterable[str] = ()
         html: What follows, as HTML that the caller made safe.
     """
     lines = "".join(
-        f'<tr><th style="text-align:left;padding:0 1em 0 0">{escape(name)}</th>'
-        f'<td style="text-align:left;padding:0;white-space:pre-wrap">{escape(str(value))}</td></tr>'
+        f'<tr><th style="text-align:left;padding:0 1em 0 0">{_text(name)}</th>'
+        f'<td style="text-align:left;padding:0;white-space:pre-wrap">{_text(value)}</td></tr>'
         for name, value in facts.items()
         if value is not None
     )
-    # No colours of its own: it has to be read on a dark theme too.
-    return f"<div><b>{escape(str(title))}</b>{''.join(html)}<table>{lines}</table></div>"
+    # No colours: it has to be readable on a dark theme too.
+    return f"<div><b>{_text(title)}</b>{''.join(html)}<table>{lines}</table></div>"
 
 
 def rgb_and_depth(rgb: NDArray[np.uint8], *inverse_depth: NDArray[np.float32]) -> str:

@@ -1,8 +1,8 @@
 """Where a dataset's files are: a folder, or a prefix in an object store.
 
-FFmpeg and the downloads need files on a disk. In a folder they work on the dataset's own files; before an object store
-there is a folder on the node's disk, out of which whole files are moved to the store. PyArrow's file systems do the
-transport; credentials, region and endpoint come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` and
+FFmpeg and the downloads need files on a disk. In a folder they work on the dataset's own files. For an object store
+there is a work folder on the node's disk; whole files are moved from there to the store. PyArrow's file systems do the
+transport. Credentials, region and endpoint come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` and
 so on), where Lance looks for them too.
 """
 
@@ -15,7 +15,11 @@ import hashlib
 import os
 import re
 import shutil
+import socket
+import stat
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +27,16 @@ from typing import Any, BinaryIO
 
 from pyarrow import fs
 
-from kdepth.errors import StorageError
+from kdepth.errors import DatasetError, StorageError, printable
 from kdepth.schema import lasting_url
 
 _LITTLE_BYTES = 64 * 2**20
+_DEAD_AFTER_SECONDS = 600.0
+_FOLDERS = ("raw", "360p", "depth")
+# What a row may name, and the other files that kdepth itself keeps.
+_ROW_FILE = re.compile(rf"({'|'.join(_FOLDERS)})/(?!\.\.?$)[^/\0]+")
+_OWN_FILE = re.compile(r"archives/[^/\0]+\.json|runs/[\w-]+|clips\.parquet|README\.md")
+_MADE = re.compile(r"(?P<clip_id>[\w-]+)\.(?P<key>[0-9a-f]{10})-[0-9a-f]{8}\.\w+")
 
 
 def source_key(url: str, member: str | None = None) -> str:
@@ -42,8 +52,8 @@ def key_of(*parts: object) -> str:
 def made_name(folder: str, clip_id: str, key: str, suffix: str) -> str:
     """A new name for a file of a clip, relative to the root; no file has it yet, and none will be given it again.
 
-    ``<folder>/<clip_id>.<key>-<8 random hex digits><suffix>``. A row names its files, so that a file that a committed
-    row names is never written again: whoever makes it anew makes a file of another name.
+    ``<folder>/<clip_id>.<key>-<8 random hex digits><suffix>``. A file that a committed row names is never written
+    again: whoever makes it anew writes a file of another name, and the row that is committed names that one.
 
     Args:
         folder: ``raw``, ``360p`` or ``depth``.
@@ -63,11 +73,12 @@ class Root:
     Attributes:
         uri: As given; of a folder its absolute path.
         is_local: Whether it is a folder.
-        work: The folder to work in: the root itself, or the one on this node's disk, which is this user's alone.
+        work: The folder to work in: the root itself, or for an object store a folder on this node's disk that only
+            this user may enter.
 
     Raises:
         ValueError: A URI that went through `Path`, which takes one of its slashes away.
-        StorageError: The one on this node's disk is another user's.
+        StorageError: Others could exchange the files in the work folder on this node's disk.
     """
 
     def __init__(self, root: str | Path | Root) -> None:
@@ -77,17 +88,26 @@ class Root:
         if self.is_local:
             if re.match(r"\w+:/", self.uri):
                 raise ValueError(f"root={self.uri!r}: give a URI as a str, not as a Path")
-            # Absolute, as workers have working directories of their own, and a notebook may change its.
+            # Absolute: workers have working directories of their own, and a notebook may change its.
             self.work = Path(self.uri).expanduser().absolute()
             self.uri = str(self.work)
         else:
             self.uri = self.uri.rstrip("/")
             digest = hashlib.sha256(self.uri.encode()).hexdigest()[:10]
             self.work = Path(tempfile.gettempdir()) / f"kdepth-{os.getuid()}-{digest}"
-            with contextlib.suppress(OSError):  # it is there, or nothing can be written there, as a reader need not
-                self.work.mkdir(mode=0o700)
-            if os.path.lexists(self.work) and self.work.lstat().st_uid != os.getuid():
-                raise StorageError(f"{self.work} belongs to somebody else, who could exchange files: remove it")
+            self._make_private_work_folder()
+
+    def _make_private_work_folder(self) -> None:
+        with contextlib.suppress(OSError):  # it exists, or this reader can't write there and need not
+            self.work.mkdir(mode=0o700)
+        if not os.path.lexists(self.work):
+            return
+        found = self.work.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise StorageError(
+                f"{self.work} is a link, belongs to somebody else or is open to others (mode "
+                f"{stat.S_IMODE(found.st_mode):o}), who could exchange files there: remove it, or set TMPDIR"
+            )
 
     def __str__(self) -> str:
         return self.uri
@@ -102,34 +122,92 @@ class Root:
 
     def _store(self) -> tuple[Any, str]:
         if self._fs is None:
-            here = fs.LocalFileSystem(), str(self.work.absolute())
+            here = fs.LocalFileSystem(), str(self.work)
             self._fs = here if self.is_local else fs.FileSystem.from_uri(self.uri)
         store: tuple[Any, str] = self._fs
         return store
 
     def _path(self, name: str) -> str:
+        self._work_path(name, own=True)
         return f"{self._store()[1]}/{name}"
+
+    def path(self, name: str) -> Path:
+        """Where a file of a row is on this node's disk; it need not exist.
+
+        Rows may come from elsewhere, and are not believed: nothing outside the root is read or deleted.
+
+        Args:
+            name: ``raw/<file>``, ``360p/<file>`` or ``depth/<file>``.
+
+        Raises:
+            DatasetError: Another name, or the file or its folder is a link.
+        """
+        return self._work_path(name)
+
+    def _work_path(self, name: str, *, own: bool = False) -> Path:
+        if not (_ROW_FILE.fullmatch(name) or (own and _OWN_FILE.fullmatch(name))):
+            raise DatasetError(f"{printable(name)!r} is no file of a dataset: raw/, 360p/ or depth/ and a file's name")
+        path = self.work / name
+        for part in (path.parent, path) if "/" in name else (path,):
+            if part.is_symlink():
+                raise DatasetError(f"{printable(str(part))} is a link; kdepth reads and deletes only files in the root")
+        return path
+
+    def _infos(self, folder: str) -> Iterator[tuple[str, Any]]:
+        """Files of a folder: name relative to the root, and what the store says of it. Links are not files."""
+        store, base = self._store()
+        if self.is_local and os.path.islink(f"{base}/{folder}"):
+            return
+        for info in store.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True)):
+            if info.is_file and not (self.is_local and os.path.islink(info.path)):
+                yield f"{folder}/{info.base_name}", info
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Files of a folder: name relative to the root -> bytes."""
+        return {name: info.size for name, info in self._infos(folder)}
+
+    def made(self, folder: str) -> dict[tuple[str, str], list[str]]:
+        """Whole files of a folder whose names `made_name` gave: ``(clip_id, key)`` -> names relative to the root.
+
+        The key says what a file was made of, so that a run can use again what a killed run left.
+        """
+        found: dict[tuple[str, str], list[str]] = {}
+        for name in sorted(self.sizes(folder)):
+            if match := _MADE.fullmatch(name.rpartition("/")[2]):
+                found.setdefault((match["clip_id"], match["key"]), []).append(name)
+        return found
+
+    def made_before(self, moment: float) -> dict[str, int]:
+        """Files of the names that `made_name` gives, last written before a time (``time.time()``): name -> bytes."""
+        return {
+            name: info.size
+            for folder in _FOLDERS
+            for name, info in self._infos(folder)
+            if info.mtime_ns / 1e9 <= moment and _MADE.fullmatch(info.base_name)
+        }
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing at all at the root: no file, no folder with something in it."""
         store, base = self._store()
-        found = store.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True))
-        return {f"{folder}/{info.base_name}": info.size for info in found if info.is_file}
+        there = store.get_file_info(base)
+        return not there.is_file and not store.get_file_info(fs.FileSelector(base, allow_not_found=True))
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, by its name relative to the root; None if it is not there."""
-        store, _ = self._store()
-        info = store.get_file_info(self._path(name))
+        info = self._store()[0].get_file_info(self._path(name))
         return int(info.size) if info.is_file else None
 
     def open(self, name: str) -> str | BinaryIO:
-        """What PyAV opens: the file's path, or a file whose parts are fetched as they are read.
+        """What PyAV opens: the path of a row's file, or a file object that fetches parts as they are read.
 
         Raises:
+            DatasetError: As `path`.
             OSError: It is not there.
         """
+        path = self.path(name)
         if self.is_local:
-            return str(self.work / name)
+            path.stat()
+            return str(path)
         remote: BinaryIO = self._store()[0].open_input_file(self._path(name))
         return remote
 
@@ -137,7 +215,7 @@ class Root:
     def reading(self, name: str) -> Iterator[Path]:
         """A file on this node's disk while the block runs."""
         if self.is_local:
-            yield self.work / name
+            yield self._work_path(name, own=True)
             return
         with tempfile.TemporaryDirectory(prefix="kdepth-") as folder:
             path = Path(folder) / Path(name).name
@@ -147,7 +225,7 @@ class Root:
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Where to make a file, under that name only when it is whole; an object store gets it at the block's end."""
-        path = self.work / name
+        path = self._work_path(name, own=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path
         self.publish(name)
@@ -155,61 +233,83 @@ class Root:
     def publish(self, name: str) -> None:
         """Move a whole file from `work` into the store."""
         if not self.is_local:
-            path = self.work / name
+            path = self._work_path(name, own=True)
             fs.copy_files(str(path), self._path(name), fs.LocalFileSystem(), self._store()[0])
             path.unlink()
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
-        (self.work / name).unlink(missing_ok=True)
+        """Delete a file of a row, if it is there. Raises as `path`."""
+        self.path(name).unlink(missing_ok=True)
         if not self.is_local:
             with contextlib.suppress(FileNotFoundError):
                 self._store()[0].delete_file(self._path(name))
 
     @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Mark a run as going on here while the block runs; if it is alone, what was left half done is cleared.
+    def in_use(self, run_id: str, *, heartbeat_seconds: float = 30.0) -> Iterator[None]:
+        """Register a run while the block runs; if no other run is alive, delete what dead runs left half done.
 
-        The folder itself is locked, and the system unlocks it however the process ends. An object store has no locks,
-        and nothing half done can be seen in it.
+        The run counts as alive (`others`) as long as it renews its mark, the file ``runs/<run_id>``.
 
         Raises:
-            ValueError: It has the name of a Lance dataset.
+            ValueError: The root has the name of a Lance dataset.
+            StorageError: One of the root's folders is a link.
         """
         if self.uri.endswith(".lance"):
             raise ValueError(f"root={self.uri!r}: give the folder that is to hold clips.lance, or another name")
-        if not self.is_local:
-            yield
-            return
-        self.work.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.work, os.O_RDONLY)
+        for folder in (*_FOLDERS, "archives", "runs"):
+            if (self.work / folder).is_symlink():
+                raise StorageError(f"{self.work / folder} is a link: files are deleted there; make the root itself one")
+        self._mark(run_id)
+        stop = threading.Event()
+
+        def renew() -> None:
+            while not stop.wait(heartbeat_seconds):
+                with contextlib.suppress(OSError):  # a store may be away for a while; the mark is good for ten minutes
+                    self._mark(run_id)
+
+        renewing = threading.Thread(target=renew, name="kdepth-alive", daemon=True)
+        renewing.start()
         try:
-            self._clear_if_alone(handle)
+            self._clear_if_alone(run_id)
+            yield
+            self._clear_if_alone(run_id)  # of workers that died meanwhile
+        finally:
+            stop.set()
+            renewing.join()
             with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_SH)
-            yield
-            self._clear_if_alone(handle)  # of workers that died meanwhile
-        finally:
-            os.close(handle)
+                self._store()[0].delete_file(self._path(f"runs/{run_id}"))
 
-    def _clear_if_alone(self, handle: int) -> None:
-        with contextlib.suppress(OSError):  # others are at work here, or the file system has no locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._clear()
+    def _mark(self, run_id: str) -> None:
+        if self.is_local:
+            (self.work / "runs").mkdir(parents=True, exist_ok=True)
+        with self._store()[0].open_output_stream(self._path(f"runs/{run_id}")) as file:
+            file.write(f"{socket.gethostname()} {os.getpid()}".encode())
 
-    @contextlib.contextmanager
-    def locked(self, name: str) -> Iterator[None]:
-        """Alone with a file or folder while the block runs. Not in an object store, which has no locks."""
-        if not self.is_local:
-            yield
-            return
-        handle = os.open(self.work / name, os.O_RDONLY)
+    def others(self, run_id: str = "") -> list[str]:
+        """Runs that are alive here, apart from one's own: their marks are younger than ten minutes.
+
+        A run of this machine whose process has ended is dead at once.
+        """
+        marks = {name.partition("/")[2]: info for name, info in self._infos("runs")}
+        # Compared with one's own mark where there is one: the store's clock may differ from this machine's.
+        now = marks[run_id].mtime_ns / 1e9 if run_id in marks else time.time()
+        return sorted(
+            name
+            for name, info in marks.items()
+            if name != run_id and now - info.mtime_ns / 1e9 < _DEAD_AFTER_SECONDS and not self._has_ended(name)
+        )
+
+    def _has_ended(self, run_id: str) -> bool:
         try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
+            with self._store()[0].open_input_stream(self._path(f"runs/{run_id}")) as file:
+                host, _, pid = file.read().decode().partition(" ")
+            if host == socket.gethostname() and pid.isdecimal():
+                os.kill(int(pid), 0)
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        except (OSError, OverflowError, ValueError):  # another user's process; or the mark is being written
+            pass
+        return False
 
     def check_space(self, error: BaseException) -> None:
         """Tell a full disk from a bad clip: what to call with any error of a stage.
@@ -229,16 +329,21 @@ class Root:
                 ) from error
             cause = cause.__cause__ or cause.__context__
 
-    def _clear(self) -> None:
-        """Delete what nobody will go on with (a broken download is gone on with)."""
+    def _clear_if_alone(self, run_id: str) -> None:
+        """Delete what nobody will go on with, if no other run is alive. (A broken download is gone on with.)"""
+        if self.others(run_id):
+            return
         files = ("raw/*.??????????.part", "360p/*.part", "depth/*.part", "archives/*.json.*.part", "*.parquet.*.part")
         for pattern in files:
             for path in self.work.glob(pattern):
                 path.unlink(missing_ok=True)
-        for pattern in ("raw/*.lock", "archives/*.lock"):
-            for path in self.work.glob(pattern):
-                with contextlib.suppress(OSError), path.open() as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a worker that lives on has it
+        for path in (*self.work.glob("raw/*.lock"), *self.work.glob("archives/*.lock")):
+            with contextlib.suppress(OSError):
+                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where a worker lives on and holds it
                     path.unlink(missing_ok=True)
+                finally:
+                    os.close(handle)
         for folder in self.work.glob("raw/*.yt-dlp"):
             shutil.rmtree(folder, ignore_errors=True)

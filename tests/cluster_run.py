@@ -13,7 +13,7 @@ from pipeline_run import run_pipeline
 from ray.cluster_utils import Cluster
 
 import kdepth
-from kdepth.dataset.dataset import read_rows
+from kdepth.dataset.table import read_rows
 
 
 def lose_node(cluster: Cluster, node: object, root: str, over: threading.Event) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from conftest import Run
 
 import kdepth
-from kdepth.dataset.dataset import ClipWriter
+from kdepth.dataset.writer import ClipWriter
 from kdepth.schema import FAILED, OK, new_row
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
@@ -24,6 +24,7 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.pieces: list[str] = []  # what is between two tags
         self.feed(html)
         self.close()
 
@@ -32,11 +33,12 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data + "\n"
+        self.pieces.append(data)
 
 
 def assert_harmless(html: str) -> Page:
     page = Page(html)
-    assert {tag for tag, _ in page.elements} <= {"div", "b", "br", "img", "table", "tr", "th", "td"}
+    assert {tag for tag, _ in page.elements} <= {"div", "b", "br", "img", "table", "tr", "th", "td", "span"}
     assert {name for _, attributes in page.elements for name in attributes} <= {"style", "width", "alt", "src"}
     return page
 
@@ -72,6 +74,20 @@ def test_what_comes_from_elsewhere_is_shown_as_text(tmp_path: Path) -> None:
     assert "failed at download" in ds["b"]._repr_html_()
     report = kdepth.RunReport("run", num_failed=1, failures=Counter({("download", HOSTILE): 1}))
     assert HOSTILE in assert_harmless(report._repr_html_()).text
+
+
+def test_a_label_is_no_formula_for_mathjax(tmp_path: Path) -> None:
+    label = r"pay $\alpha$, $$\beta$$, \(x\), \[y\] or \begin{equation}z\end{equation}"
+    writer = ClipWriter(tmp_path, "run")
+    writer.add(new_row(clip_id="a", status=OK, label=label, source_url=label))
+    writer.add(new_row(clip_id="b", status=FAILED, failed_stage="download", error_type=label, error_message=label))
+    writer.finish()
+    ds = kdepth.open_dataset(tmp_path)
+    for thing in (ds, ds["a"], ds["b"]):
+        page = assert_harmless(thing._repr_html_())
+        assert label in "".join(page.pieces)
+        # MathJax looks for its delimiters in the text between two tags.
+        assert not [piece for piece in page.pieces if len(piece) > 1 and re.search(r"[$\\]", piece)]
 
 
 def test_a_clip_whose_files_are_gone_still_shows_its_facts(sample_run: Run, tmp_path: Path) -> None:

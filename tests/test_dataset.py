@@ -10,7 +10,8 @@ from conftest import Run
 
 import kdepth
 from kdepth import plots
-from kdepth.dataset.dataset import ClipWriter, read_rows
+from kdepth.dataset.table import read_rows
+from kdepth.dataset.writer import ClipWriter
 from kdepth.errors import DatasetError
 from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, new_row, rows_to_table
 

@@ -24,7 +24,7 @@ from tiny_checkpoints import FAMILIES, save_checkpoint, save_constant_checkpoint
 
 import kdepth
 from kdepth import samples
-from kdepth.dataset.dataset import ClipWriter
+from kdepth.dataset.writer import ClipWriter
 from kdepth.downloads.network import public_url
 from kdepth.errors import DatasetError, WorkerDiedError
 from kdepth.models.load import model_identity

@@ -6,13 +6,10 @@ import contextlib
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,39 +25,6 @@ from kdepth.errors import DatasetError, StorageError
 from kdepth.storage import Root
 
 SCRIPT = Path(__file__).parent / "pipeline_run.py"
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URI of a bucket; the environment says where its server is, as it would of any other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    environment = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }
-    log = (tmp_path_factory.mktemp("s3") / "log.txt").open("wb")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"), timeout=5).close()
-                break
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(0.1)
-        yield "s3://bucket"
-        server.terminate()
-        server.wait()
-        log.close()
 
 
 def test_files_of_a_store_behave_like_those_of_a_folder(s3: str, tmp_path: Path) -> None:

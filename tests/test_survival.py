@@ -18,7 +18,7 @@ from pipeline_run import run_pipeline
 
 import kdepth
 from kdepth import samples
-from kdepth.dataset.dataset import read_rows
+from kdepth.dataset.table import read_rows
 from kdepth.errors import StorageError
 from kdepth.video.ffmpeg import ffmpeg_path
 

@@ -15,20 +15,25 @@ from kdepth.dataset.temporal import sampled, scale_jump, stabilising_scales, ste
 from kdepth.errors import DatasetError, KdepthError
 from kdepth.html import card, rgb_and_depth
 from kdepth.schema import FAILED
+from kdepth.storage import Root
 from kdepth.video.depth_file import count_frames, read_checksums, read_depth, read_depth_at, read_frame_at, read_frames
 
 
 class Clip:
     """One clip: its row, its frames and their depth. Frames are numbered as in the 360p file, from 0.
 
-    Attributes:
+    Args:
+        root: Where the row's files are. With a `Root` the row may come from elsewhere: paths that lead out of it are
+            refused. None: the files are in no folder.
         row: All columns of the clip's row.
+        open_file: ``"video"`` or ``"depth"`` -> the file's path, or a file object. Default: the path below `root`.
     """
 
-    def __init__(self, root: Path | None, row: dict[str, Any], open_file: Callable[[str], Any] | None = None) -> None:
-        self._root = root  # None: there are no files in a folder
+    def __init__(
+        self, root: Root | Path | None, row: dict[str, Any], open_file: Callable[[str], Any] | None = None
+    ) -> None:
+        self._root = root
         self.row = row
-        # "video" or "depth" -> its path, or a file that is read as it is used
         self._open_file = open_file or self._path_of
         self._depth_frames = {frame["index"]: frame for frame in row["frames"] or ()}
 
@@ -63,10 +68,10 @@ class Clip:
             DatasetError: The clip failed, or its file is missing or broken.
         """
         video = self._open("video")
-        if index in self._depth_frames:  # then its time is known, and the way there is short
-            return self._checked(read_frame_at(video, self._depth_frames[index]["time_seconds"]).rgb)
+        if index in self._depth_frames:  # then its time is known, which is faster to find
+            return read_frame_at(video, self._depth_frames[index]["time_seconds"]).rgb
         for frame in read_frames(video, lambda i, time_seconds: i == index):
-            return self._checked(frame.rgb)
+            return frame.rgb
         raise IndexError(f"frame {index} of {self.clip_id}: it has frames 0 to {self.row['num_frames'] - 1}")
 
     def rgb_at(self, time_seconds: float) -> NDArray[np.uint8]:
@@ -81,21 +86,12 @@ class Clip:
         begins = self._depth_frames[0]["time_seconds"] if 0 in self._depth_frames else 0.0
         if not 0 <= time_seconds <= (end := begins + self.row["duration_seconds"]):
             raise IndexError(f"{time_seconds} s of {self.clip_id}: it ends at {end:.3f} s")
-        return self._checked(read_frame_at(video, time_seconds).rgb)
+        return read_frame_at(video, time_seconds).rgb
 
     def frames(self) -> Iterator[NDArray[np.uint8]]:
         """All frames in order, each uint8 ``(H, W, 3)`` RGB."""
         for frame in read_frames(self._open("video")):
-            yield self._checked(frame.rgb)
-
-    def _checked(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        height, width = rgb.shape[:2]
-        if self.row["height"] is not None and (height, width) != (self.row["height"], self.row["width"]):
-            raise DatasetError(
-                f"{self.clip_id}: its 360p file is {width}x{height}, the row says {self.row['width']}x"
-                f"{self.row['height']}: a later run made it anew; open the dataset again, without as_of"
-            )
-        return rgb
+            yield frame.rgb
 
     def inverse_depth(self, index: int, *, stable: bool = False) -> NDArray[np.float32]:
         """Inverse depth of a frame: float32 ``(H, W)``, >= 0, near is large.
@@ -105,9 +101,9 @@ class Clip:
         Args:
             index: Number of the frame.
             stable: Take back jumps from frame to frame: of the focal length for a metric model, of the scale for a
-                relative one (`dataset.temporal`; only between neighbouring frames, so that it does nothing where just
-                a few of a clip have depth). A view: what is stored stays as it is. The first call on a clip of a
-                relative model reads all its frames.
+                relative one (`dataset.temporal`). Only neighbouring frames are compared, so that it does nothing where
+                few frames of a clip have depth. The stored depth is not changed. The first call on a clip of a relative
+                model reads all its frames.
 
         Raises:
             IndexError: The frame has no depth.
@@ -236,7 +232,7 @@ class Clip:
         return path
 
     def problems(self) -> Iterator[tuple[str, DatasetError]]:
-        """What is wrong with the clip's files, read to their ends: ``"video"`` or ``"depth"``, and the problem."""
+        """Read the clip's files to their ends, and say what is wrong: ``"video"`` or ``"depth"``, and the problem."""
         for kind, check in (("video", self._check_video), ("depth", self._check_depth)):
             if self.row[f"{kind}_path"] is not None:
                 try:
@@ -256,7 +252,7 @@ class Clip:
             raise DatasetError(f"{changed} of {len(written)} frames are not what was written")
 
     def file_bytes(self, kind: str) -> bytes | None:
-        """The whole ``"video"`` or ``"depth"`` file; None if the clip has none."""
+        """Read the whole ``"video"`` or ``"depth"`` file; None if the clip has none."""
         if self.row["status"] == FAILED or self.row[f"{kind}_path"] is None:
             return None
         file = self._open(kind)
@@ -283,13 +279,14 @@ class Clip:
                 f"{self.clip_id} has no files in a folder: its dataset is packed or in an object store; use frame(), "
                 "frames(), inverse_depth() or save_depth()"
             )
-        return self._root / str(self.row[f"{kind}_path"])
+        name = str(self.row[f"{kind}_path"])
+        return self._root.path(name) if isinstance(self._root, Root) else self._root / name
 
     def _path_of(self, kind: str) -> str:
         return str(self._path(kind))
 
     def require(self, kind: str) -> None:
-        """See whether there is a ``"video"`` or ``"depth"`` file in the row.
+        """Make sure that the row names a ``"video"`` or ``"depth"`` file.
 
         Raises:
             DatasetError: The clip failed, or its pipeline ended before that stage.

@@ -48,8 +48,9 @@ class FramePairs:
     ) -> None:
         if size is not None and not (isinstance(size, (tuple, list)) and len(size) == 2 and min(size) >= 1):
             raise ValueError(f"size={size!r}: must be (H, W) in pixels, or None")
-        self._root, self._size = root, None if size is None else (int(size[0]), int(size[1]))
         ds = ClipDataset(root)
+        self._root = ds.root  # absolute: a worker may have another working directory
+        self._size = None if size is None else (int(size[0]), int(size[1]))
         condition = f"status = '{OK}' AND num_depth_frames > 0" + (f" AND ({where})" if where else "")
         names = ["clip_id", "label", "depth_kind", "video_path", "depth_path", "frames"]
         clips = ds.table(condition, names).combine_chunks()

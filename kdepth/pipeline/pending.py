@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kdepth.dataset.dataset import read_rows
+from kdepth.dataset.table import read_rows
 from kdepth.downloads.archive import index_name, read_index
 from kdepth.downloads.network import public_url
 from kdepth.models.load import DepthKind, model_identity

@@ -33,7 +33,7 @@ from ray.data._internal.execution.backpressure_policy import (
 from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
-from kdepth.dataset.dataset import ClipWriter
+from kdepth.dataset.writer import ClipWriter
 from kdepth.errors import StorageError
 from kdepth.html import card
 from kdepth.pipeline.attempts import one_run
@@ -271,13 +271,14 @@ def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table 
         DatasetError: The dataset does not hold what the stages emitted.
         StorageError: The disk is full.
     """
-    with Root(root).in_use(), one_run():
-        return _write_lance(clips, root, sources)
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    with Root(root).in_use(run_id), one_run():
+        return _write_lance(clips, root, sources, run_id)
 
 
-def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | None) -> RunReport:
+def _write_lance(clips: ray.data.Dataset, root: str | Path, sources: pa.Table | None, run_id: str) -> RunReport:
     started = time.perf_counter()
-    report = RunReport(run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}")
+    report = RunReport(run_id=run_id)
     parameters: dict[str, Any] = {"kdepth": version("kdepth"), "ffmpeg": ffmpeg_version()}
     writer = ClipWriter(root, report.run_id, parameters)
     labels: dict[str, list[str | None]] = {}
