@@ -17,6 +17,7 @@ from .errors import (
 from .models.load import ClipDepth, DepthModel, load_model
 from .notebook.comparison import ModelComparison, compare_models
 from .notebook.parameters import check_parameters, project_path
+from .notebook.source_list import describe_sources, public_sources
 from .pipeline.clip_depth import estimate_clip_depth
 from .pipeline.pending import pending
 from .pipeline.run import RunReport, start_ray, write_lance
@@ -47,6 +48,7 @@ __all__ = [
     "VideoInfo",
     "check_parameters",
     "compare_models",
+    "describe_sources",
     "download",
     "estimate_clip_depth",
     "estimate_depth",
@@ -57,6 +59,7 @@ __all__ = [
     "pack",
     "pending",
     "project_path",
+    "public_sources",
     "read_depth",
     "read_frames",
     "read_sources",

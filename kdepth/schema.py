@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
+from yarl import URL
 
 OK = "ok"
 FAILED = "failed"
@@ -118,8 +119,9 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 
 CLIP_SCHEMA = pa.schema([pa.field(name, dtype, nullable=name != "clip_id") for name, (dtype, _) in COLUMNS.items()])
 
-# What `read_sources` gives: one row a video URL ("video"), an archive ("archive"), a YouTube video ("youtube"), or
-# an annotated clip that has no URL of its own ("annotation": to be looked for in the archives).
+# What `read_sources` gives: one row a source. Rows with the same `clip_id` are alternatives: the first that works is
+# the clip. `kind` is "video" (the URL of one), "archive", "youtube", "annotation" (an annotated clip without a URL: it
+# is looked for in the archives), or "invalid" (a line that can't be used, for the reason in `problem`).
 SOURCE_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -131,10 +133,15 @@ SOURCE_SCHEMA = pa.schema(
         ("label", pa.string()),
         ("split", pa.string()),
         ("max_clips", pa.int32()),  # of an archive: take so many members; null: all
+        ("cut_start_seconds", pa.float64()),  # of a video: cut this segment out of it; null: take the whole file
+        ("cut_end_seconds", pa.float64()),
+        ("problem", pa.string()),  # of an invalid line: file, line number and what is wrong; null otherwise
     ]
 )
 
 _KINETICS_NAME = re.compile(r"(?P<youtube_id>[A-Za-z0-9_-]{11})_(?P<start>[0-9]{6})_(?P<end>[0-9]{6})")
+# Kinetics' clips have 10 s. A longer span than this is something else: a camera's date and time look the same.
+_MAX_CLIP_SECONDS = 600
 # Keys that together tell a signed URL (of S3, Google's store, CloudFront, Azure's), and what is then there for it.
 _SIGNED = (
     ({"x-amz-signature"}, "x-amz-.*"),
@@ -151,7 +158,7 @@ def kinetics_clip_id(youtube_id: str, time_start_seconds: float, time_end_second
     """Name of a Kinetics clip as the CVDF archives spell it.
 
     Args:
-        youtube_id: 11 characters.
+        youtube_id: 11 characters; or the id that annotations of other videos give.
         time_start_seconds: Start within the video, in whole seconds (fractions are cut off).
         time_end_seconds: End within the video.
 
@@ -162,9 +169,16 @@ def kinetics_clip_id(youtube_id: str, time_start_seconds: float, time_end_second
 
 
 def parse_kinetics_name(stem: str) -> tuple[str, float, float] | None:
-    """``(youtube_id, time_start_seconds, time_end_seconds)`` of a file stem, or None if it is not in that form."""
+    """``(youtube_id, time_start_seconds, time_end_seconds)`` of a file stem in Kinetics' form.
+
+    None if it has another form, or if the times can't be those of a clip: it must end after its start, and within
+    600 s of it.
+    """
     match = _KINETICS_NAME.fullmatch(stem)
-    return (match["youtube_id"], float(match["start"]), float(match["end"])) if match else None
+    if match is None:
+        return None
+    start, end = float(match["start"]), float(match["end"])
+    return (match["youtube_id"], start, end) if start < end <= start + _MAX_CLIP_SECONDS else None
 
 
 def lasting_url(url: str) -> str:
@@ -178,20 +192,43 @@ def lasting_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
 
 
-def clip_id_for(url: str, member: str | None = None) -> str:
-    """Name of the clip behind a URL or an archive member; the name of all its files.
+def file_key(url: str) -> str:
+    """`lasting_url` in one spelling (``%2C`` is ``,``): equal for all URLs of one file."""
+    return lasting_url(str(URL(url)))
 
-    A Kinetics name (``{youtube_id}_{start:06d}_{end:06d}``) is kept. Any other stem is cut to 60 harmless characters
-    and followed by 10 hex digits of SHA-256 of URL (`lasting_url`) and member, so that no two sources meet in one name
-    and nothing of an untrusted name reaches the file system.
+
+def clip_id_for(url: str, member: str | None = None, *, annotated: Container[str] = frozenset()) -> str:
+    """Name of the clip behind a URL or an archive member; the names of its files begin with it.
+
+    The stem of the file's name is the clip's name where it is in Kinetics' form (`parse_kinetics_name`) or that of an
+    annotated clip. Any other stem becomes a `hashed_clip_id`.
+
+    Args:
+        url: The URL of the video or the archive.
+        member: Name of the member, for an archive.
+        annotated: The ``clip_id`` of each annotated clip.
     """
     name = member if member is not None else unquote(urlsplit(url).path)
     stem = PurePosixPath(name).stem
-    if parse_kinetics_name(stem):
+    if stem in annotated or parse_kinetics_name(stem):
         return stem
+    return hashed_clip_id(stem, url, member)
+
+
+def hashed_clip_id(stem: str, url: str, member: str | None = None, segment: tuple[float, float] | None = None) -> str:
+    """A clip's name that tells it from all others: ``{stem}_{10 hex digits}``.
+
+    The digits are of SHA-256 of the URL (`file_key`), the member and the segment, so that no two sources meet in one
+    name. The stem is cut to 60 harmless characters: nothing of an untrusted name reaches the file system.
+
+    Args:
+        stem: What makes the name readable.
+        url, member: As for `clip_id_for`.
+        segment: ``(start, end)`` in seconds, for a part of the file.
+    """
     harmless = re.sub(r"[^A-Za-z0-9-]+", "_", stem).strip("_-")[:60] or "clip"
-    digest = hashlib.sha256(f"{lasting_url(url)}\n{member or ''}".encode()).hexdigest()[:10]
-    return f"{harmless}_{digest}"
+    identity = [file_key(url), member or "", *([f"{segment[0]} {segment[1]}"] if segment else [])]
+    return f"{harmless}_{hashlib.sha256(chr(10).join(identity).encode()).hexdigest()[:10]}"
 
 
 def new_row(**known: Any) -> dict[str, Any]:

@@ -119,6 +119,7 @@ def test_the_pipeline_runs_headless_with_a_list_of_ones_own(
     [
         (["url_lst", "my.txt"], "the notebook has no parameter 'url_lst'; did you mean url_list?"),
         (["height", "many"], "height='many': must be int"),
+        (["url_list", ""], "url_list is empty; leave it out for the default ''"),
     ],
 )
 def test_parameters_that_the_notebook_does_not_have_stop_it(given: list[str], says: str, tmp_path: Path) -> None:

@@ -25,17 +25,9 @@ def test_the_public_surface_is_this() -> None:
         *("KdepthError", "SourceError", "DownloadError", "TranscodeError", "DepthError", "DatasetError"),
         *("read_sources", "pending", "download", "transcode", "estimate_depth", "write_lance", "open_dataset"),
         *("pack", "torch_dataset", "compare_models"),
-        *(
-            "fetch",
-            "fetch_files",
-            "transcode_file",
-            "video_info",
-            "load_model",
-            "estimate_clip_depth",
-            "read_depth",
-            "read_frames",
-        ),
-        *("check_parameters", "project_path", "start_ray"),
+        *("fetch", "fetch_files", "transcode_file", "video_info", "load_model", "estimate_clip_depth"),
+        *("read_depth", "read_frames"),
+        *("check_parameters", "project_path", "start_ray", "describe_sources", "public_sources"),
     }
     for name in kdepth.__all__:
         assert hasattr(kdepth, name)
