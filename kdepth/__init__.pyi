@@ -19,8 +19,10 @@ from .notebook.comparison import ModelComparison, compare_models
 from .notebook.parameters import check_parameters, project_path
 from .notebook.source_list import describe_sources, public_sources
 from .pipeline.clip_depth import estimate_clip_depth
+from .pipeline.cluster import start_ray
 from .pipeline.pending import pending
-from .pipeline.run import RunReport, start_ray, write_lance
+from .pipeline.report import RunReport
+from .pipeline.run import write_lance
 from .pipeline.stages import download, estimate_depth, transcode
 from .schema import CLIP_SCHEMA, COLUMNS
 from .sources import read_sources

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -72,12 +71,18 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "youtube_id": (pa.string(), "11 characters, null if unknown"),
     "time_start_seconds": (pa.float64(), "start within the YouTube video"),
     "time_end_seconds": (pa.float64(), "end within the YouTube video"),
+    "cut_start_seconds": (
+        pa.float64(),
+        "where the clip begins in the file at `source_url`; null: it is the whole file",
+    ),
+    "cut_end_seconds": (pa.float64(), "where it ends there"),
     "label": (pa.string(), "action class from the annotations"),
     "split": (pa.string(), "`train`, `validate`, `test` as the annotations say"),
     "status": (pa.string(), "`ok` or `failed`"),
-    "failed_stage": (pa.string(), "`download`, `transcode` or `depth`; null when ok"),
+    "failed_stage": (pa.string(), "`source` (a line of the list), `download`, `transcode` or `depth`; null when ok"),
     "error_type": (pa.string(), "class name of the error; null when ok"),
     "error_message": (pa.string(), "its message; null when ok"),
+    "tried_sources": (pa.list_(pa.string()), "of a failed clip: the sources that failed, 10 hex digits each"),
     "raw_path": (pa.string(), "downloaded file, relative to the root; null if it was not kept"),
     "raw_bytes": (pa.int64(), "its size"),
     "raw_sha256": (pa.string(), "its SHA-256, hex"),
@@ -116,6 +121,11 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "run_id": (pa.string(), "the run that committed the row"),
     "committed_at": (_TIMESTAMP, "when it did"),
 }
+
+# Which stage fills in what.
+DOWNLOAD_COLUMNS = ("raw_path", "raw_bytes", "raw_sha256", "http_status", "download_attempts")
+VIDEO_COLUMNS = ("width", "height", "average_fps", "num_frames", "duration_seconds", "has_audio")
+TRANSCODE_COLUMNS = ("video_path", "video_bytes", *VIDEO_COLUMNS)
 
 CLIP_SCHEMA = pa.schema([pa.field(name, dtype, nullable=name != "clip_id") for name, (dtype, _) in COLUMNS.items()])
 
@@ -234,17 +244,6 @@ def hashed_clip_id(stem: str, url: str, member: str | None = None, segment: tupl
 def new_row(**known: Any) -> dict[str, Any]:
     """A row of `CLIP_SCHEMA` with everything unknown but what is given."""
     return dict.fromkeys(COLUMNS) | known
-
-
-class AsYielded(float):
-    """A target size of Ray Data's blocks that all exceed, and none by too much.
-
-    Ray Data keeps a stage's rows together until a block exceeds the target, and cuts off what is more than half above
-    it. Blocks are to go on at once instead, as they were yielded. (Here, as workers need nothing else for it.)
-    """
-
-    def __rmul__(self, factor: float) -> float:
-        return math.inf
 
 
 def rows_to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -177,6 +177,16 @@ class Root:
                 found.setdefault((match["clip_id"], match["key"]), []).append(name)
         return found
 
+    def find_made(self, folder: str, clip_id: str, key: str) -> str | None:
+        """A whole file that a killed run left: of this clip, and of this source and settings. None if there is none.
+
+        An object store is not searched: to list its folder for each clip takes longer than to make the file again.
+        """
+        if not self.is_local or (self.work / folder).is_symlink():
+            return None
+        names = (path.name for path in (self.work / folder).glob(f"{clip_id}.{key}-*"))
+        return next((f"{folder}/{name}" for name in sorted(names) if _MADE.fullmatch(name)), None)
+
     def made_before(self, moment: float) -> dict[str, int]:
         """Files of the names that `made_name` gives, last written before a time (``time.time()``): name -> bytes."""
         return {
@@ -256,7 +266,7 @@ class Root:
         """
         if self.uri.endswith(".lance"):
             raise ValueError(f"root={self.uri!r}: give the folder that is to hold clips.lance, or another name")
-        for folder in (*_FOLDERS, "archives", "runs"):
+        for folder in (*_FOLDERS, "archives", "runs", "at_work"):
             if (self.work / folder).is_symlink():
                 raise StorageError(f"{self.work / folder} is a link: files are deleted there; make the root itself one")
         self._mark(run_id)
@@ -334,7 +344,7 @@ class Root:
         if self.others(run_id):
             return
         files = ("raw/*.??????????.part", "360p/*.part", "depth/*.part", "archives/*.json.*.part", "*.parquet.*.part")
-        for pattern in files:
+        for pattern in (*files, "at_work/*"):
             for path in self.work.glob(pattern):
                 path.unlink(missing_ok=True)
         for path in (*self.work.glob("raw/*.lock"), *self.work.glob("archives/*.lock")):

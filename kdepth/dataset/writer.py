@@ -33,6 +33,9 @@ _KEEP_VERSIONS = timedelta(days=1)
 # Files that no row names any more are for readers that opened the dataset before.
 _KEEP_FILES = timedelta(hours=1)
 _INDICES = {"clip_id": "BTREE", "label": "BITMAP", "status": "BITMAP"}
+_SOURCE_COLUMNS = ("source_url", "archive_member")
+# Of two rows of one clip that differ in these, the later one was asked for to replace the earlier one.
+_ASKED_COLUMNS = ("depth_model", "depth_kind", "depth_frames", "width", "height")
 _PRIMARY_KEY = "lance-schema:unenforced-primary-key"
 _PARQUET_VERSION = b"kdepth.version"
 RUN_KEY = "kdepth.run."  # of the dataset's metadata; followed by the run's id
@@ -53,7 +56,7 @@ class ClipWriter:
         run: What to remember of the run from its first commit on (`ClipDataset.runs`); anything that JSON knows.
 
     Attributes:
-        other_content: Clips of which this run had two ok rows that were made of other bytes; the first was kept.
+        other_content: Clips that this run had ok rows of that were made of other bytes; the first row was kept.
 
     Raises:
         DatasetError: A column of the dataset has another type than ours, or one that a user added can't be null.
@@ -80,9 +83,12 @@ class ClipWriter:
         content = (row["raw_sha256"] or "") if row["status"] == OK else None
         if clip_id in self._seen:
             first = self._seen[clip_id]
-            if first is not None or content is None:
-                if first is not None and content not in (first, None) and clip_id not in self.other_content:
-                    self.other_content.append(clip_id)
+            if first is not None:
+                if content not in (first, None):
+                    self._note_other_content(clip_id)
+                return False
+            if content is None:  # another source failed, too: this row names all that were tried
+                self._buffer[clip_id] = {**row, "run_id": self._run_id}
                 return False
         if replace:
             self.discard(clip_id)
@@ -91,6 +97,24 @@ class ClipWriter:
         if len(self._buffer) >= _COMMIT_ROWS or time.monotonic() - self._last_commit >= _COMMIT_SECONDS:
             self.commit()
         return True
+
+    def _note_other_content(self, clip_id: str) -> None:
+        if clip_id not in self.other_content:
+            self.other_content.append(clip_id)
+
+    def _keep_earlier(self) -> None:
+        """Drop ok rows of clips that an earlier run made of another source, as they are asked for now."""
+        ok = [row for row in self._buffer.values() if row["status"] == OK]
+        names = ", ".join(quoted(row["clip_id"]) for row in ok)
+        where = f"status = '{OK}' and run_id != {quoted(self._run_id)} and clip_id in ({names})"
+        columns = ["clip_id", "raw_sha256", *_SOURCE_COLUMNS, *_ASKED_COLUMNS]
+        for earlier in self._dataset.to_table(columns=columns, filter=where).to_pylist() if ok else ():
+            row = self._buffer[earlier["clip_id"]]
+            is_other = any(row[name] != earlier[name] for name in _SOURCE_COLUMNS)
+            if is_other and all(row[name] == earlier[name] for name in _ASKED_COLUMNS):
+                del self._buffer[earlier["clip_id"]]
+                if row["raw_sha256"] != earlier["raw_sha256"]:
+                    self._note_other_content(row["clip_id"])
 
     def missing(self, clip_ids: Iterable[str]) -> int:
         """How many of these this run has not had."""
@@ -120,6 +144,8 @@ class ClipWriter:
 
     def commit(self) -> None:
         """Commit what was taken, in one transaction."""
+        if self._buffer:
+            self._keep_earlier()
         if self._buffer:
             now = datetime.now(UTC)
             rows = rows_to_table([{**row, "committed_at": now} for row in self._buffer.values()])

@@ -14,7 +14,7 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Generator
+from collections.abc import AsyncIterator, Collection, Container, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -60,6 +60,7 @@ async def read_archive(
     *,
     session: aiohttp.ClientSession,
     skip: Collection[str] = (),
+    annotated: Container[str] = (),
     max_clips: int | None = None,
     keep: bool = True,
     afresh: bool = False,
@@ -74,6 +75,7 @@ async def read_archive(
             (`made_name`).
         session: From `client_session`.
         skip: Member names or clip ids that are done already: not unpacked again.
+        annotated: Clip ids of annotated clips, which members are named by (`clip_id_for`).
         max_clips: Stop, and close the connection, when so many were given; None: all.
         keep: Leave the archive on disk after it was read to its end; the index stays in any case.
         afresh: What is on disk may be damaged: use it only if the server says that it still has the same.
@@ -93,7 +95,11 @@ async def read_archive(
     path, index = archive_path(url, root), root / index_name(url)
     done = frozenset(skip)
     known = _read_index(index)
-    if not afresh and known and all(name in done or clip_id_for(url, name) in done for name in known["members"]):
+    if (
+        not afresh
+        and known
+        and all(name in done or clip_id_for(url, name, annotated=annotated) in done for name in known["members"])
+    ):
         return
     transfer = Transfer(url, path, session=session, limits=limits, is_archive=True)
     if afresh and path.exists() and await transfer.is_still(known and known["state"]) is False:
@@ -106,7 +112,7 @@ async def read_archive(
     loop = asyncio.get_running_loop()
     # A thread of its own: the loop's pool also resolves host names, and must not be full of readers waiting for bytes.
     with ThreadPoolExecutor(1, thread_name_prefix="archive") as thread:
-        found = _unpacked(growing, url, root, done, max_member_bytes)
+        found = _unpacked(growing, url, root, done, annotated, max_member_bytes)
         try:
             while num_given != max_clips and (item := await loop.run_in_executor(thread, next, found, None)):
                 if isinstance(item, _Contents):
@@ -175,7 +181,7 @@ def index_name(url: str) -> str:
 
 
 def _unpacked(
-    file: GrowingFile, url: str, root: Path, skip: frozenset[str], max_member_bytes: int
+    file: GrowingFile, url: str, root: Path, skip: frozenset[str], annotated: Container[str], max_member_bytes: int
 ) -> Generator[Member | ArchiveError | _Contents, None, None]:
     """Unpack what is wanted, and give the contents last. Runs in a thread."""
     given: set[str] = set()
@@ -190,7 +196,7 @@ def _unpacked(
                         continue
                     seen.add(entry.name)
                     contents.names.append(entry.name)
-                    clip_id = clip_id_for(url, entry.name)
+                    clip_id = clip_id_for(url, entry.name, annotated=annotated)
                     if not {entry.name, clip_id}.isdisjoint(skip) or entry.name in given:
                         continue
                     item = _take(entry, clip_id, url, root, max_member_bytes)

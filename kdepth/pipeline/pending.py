@@ -1,10 +1,11 @@
-"""What is left to do: sources and the dataset as it is -> the rows that a run starts from."""
+"""List the clips that still need work, given what the dataset already holds."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,34 @@ from kdepth.downloads.archive import index_name, read_index
 from kdepth.downloads.network import public_url
 from kdepth.models.load import DepthKind, model_identity
 from kdepth.pipeline.clip_depth import frame_selector, frames_name
-from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, SOURCE_SCHEMA, clip_id_for, lasting_url
+from kdepth.schema import (
+    CLIP_SCHEMA,
+    COLUMNS,
+    DOWNLOAD_COLUMNS,
+    FAILED,
+    OK,
+    SOURCE_SCHEMA,
+    TRANSCODE_COLUMNS,
+    clip_id_for,
+    lasting_url,
+)
 from kdepth.sources import ASKED_KEY
-from kdepth.storage import Root
+from kdepth.storage import Root, source_key
 from kdepth.video.transcode import has_height
 
-# Of a clip's row: what each stage fills in.
-DOWNLOAD_COLUMNS = ("raw_path", "raw_bytes", "raw_sha256", "http_status", "download_attempts")
-VIDEO_COLUMNS = ("width", "height", "average_fps", "num_frames", "duration_seconds", "has_audio")
-TRANSCODE_COLUMNS = ("video_path", "video_bytes", *VIDEO_COLUMNS)
-# And what tells whether its depth is as asked for.
+Row = dict[str, Any]
+
+# What tells whether a clip's depth is as asked for.
 _DEPTH_COLUMNS = ("depth_path", "depth_bytes", "depth_model", "depth_kind", "depth_frames")
 # What `pending` gives and `download` takes: of a clip's row what is known already and of use, and how to get the rest.
 PLAN_SCHEMA = pa.schema(
     [
         *(CLIP_SCHEMA.field(name) for name in COLUMNS if name in SOURCE_SCHEMA.names),
         *(CLIP_SCHEMA.field(name) for name in ("source_url", "archive_member", "status", "failed_stage")),
-        *(CLIP_SCHEMA.field(name) for name in DOWNLOAD_COLUMNS + TRANSCODE_COLUMNS),
+        *(CLIP_SCHEMA.field(name) for name in ("tried_sources", *DOWNLOAD_COLUMNS, *TRANSCODE_COLUMNS)),
         ("url", pa.string()),  # with credentials if there are any, which `source_url` has not
         ("kind", pa.string()),
+        ("problem", pa.string()),
         ("max_clips", pa.int32()),
         ("skip_members", pa.list_(pa.string())),
         ("why", pa.string()),  # there is something to do: "new", "retry", "frames 2 -> all", ...
@@ -43,29 +53,36 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 _ROWS_AT_ONCE = 1024
-# Of the plan's metadata: what was asked for, as JSON.
-PARAMETERS_KEY = b"kdepth.parameters"
-STAY_FAILED_KEY = b"kdepth.stay_failed"  # how many failed clips were not taken up
-LABELS_KEY = b"kdepth.labels"  # clip_id -> label and split of committed clips that have others, as JSON
+_RECORD_KEY = b"kdepth.plan"
+
+
+@dataclass(slots=True)
+class PlanRecord:
+    """What `pending` found besides its rows. It travels as JSON in the metadata of the table.
+
+    Attributes:
+        asked: The parameters of the run, for the dataset's memory of it (`ClipDataset.runs`).
+        num_stay_failed: Clips that failed in an earlier run, and are not taken up.
+        labels: Committed clips that the list gives another label or split: ``clip_id`` -> ``[label, split]``.
+    """
+
+    asked: dict[str, Any] = field(default_factory=dict)
+    num_stay_failed: int = 0
+    labels: dict[str, list[str | None]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: pa.Table) -> PlanRecord:
+        """The record of a table of `pending`; an empty one for other tables."""
+        return cls(**json.loads((plan.schema.metadata or {}).get(_RECORD_KEY, b"{}")))
+
+    def put_into(self, plan: pa.Table) -> pa.Table:
+        """The table with this record in its metadata."""
+        return plan.replace_schema_metadata({_RECORD_KEY: json.dumps(asdict(self))})
 
 
 def plan_all(sources: pa.Table) -> pa.Table:
     """Sources as a plan, with nothing known of any clip yet."""
     return _plan_table(map(_planned, _rows(sources)))
-
-
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Rows as dicts, not all at once: of a long list they would take a hundred times the table's memory."""
-    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
-        yield from batch.to_pylist()
-
-
-def _plan_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
-    rows = iter(rows)
-    parts = [PLAN_SCHEMA.empty_table()]
-    while part := list(islice(rows, _ROWS_AT_ONCE)):
-        parts.append(pa.Table.from_pylist(part, schema=PLAN_SCHEMA))
-    return pa.concat_tables(parts)
 
 
 def pending(
@@ -78,24 +95,27 @@ def pending(
     depth_kind: DepthKind | None = None,
     retry_failed: bool = False,
 ) -> pa.Table:
-    """What is left to do of what was asked for: the first step of a run that may have been here before.
+    """List the clips that still need work, given what the dataset already holds.
 
     Clips that are committed as asked for are dropped. Another `height` redoes transcode and depth of a clip, another
-    `model`, `frames` or `depth_kind` the depth alone; a file whose size is not what its row says is made again, and
+    `model`, `frames` or `depth_kind` the depth alone. A file whose size is not what its row says is made again, and
     named in the report (`ClipDataset.verify` looks inside the files too). A clip that has another label or split now
     gets it from `write_lance`, whether there is more to do for it or not.
+
+    A clip that failed is taken up if the list has a source of it that was not tried yet, another URL or another
+    archive; otherwise only with `retry_failed`.
 
     Args:
         sources: From `read_sources`.
         root: Folder of the dataset.
         height, model, frames, depth_kind: As they will be given to `transcode` and `estimate_depth`.
-        retry_failed: Take up failed clips too. One that could not be downloaded is taken up without it when its URL is
-            another now.
+        retry_failed: Take up all failed clips.
 
     Returns:
         Rows for `download`, in the order of `sources`: the columns of a clip with what is known already, and ``kind``,
-        ``max_clips``, ``skip_members``, ``damage`` and ``why``: ``"new"``, ``"retry"``, or what of a clip will be
-        replaced, such as ``"frames 2 -> all"``.
+        ``max_clips``, ``skip_members``, ``damage`` and ``why``: ``"new"``, ``"retry"``, ``"another source"``, or what
+        of a clip will be replaced, such as ``"frames 2 -> all"``. Several rows with one ``clip_id`` are alternatives:
+        the first that becomes ok is kept.
 
     Raises:
         ValueError: `frames` is not one of the allowed values, or `depth_kind` can't be.
@@ -103,145 +123,230 @@ def pending(
     """
     frames = frames_name(frames)
     frame_selector(frames, 1)
-    files = Root(root)
     identity = model_identity(model, depth_kind=depth_kind)
-    columns = [name for name in COLUMNS if name in (*PLAN_SCHEMA.names, *_DEPTH_COLUMNS)]
-    known = {row["clip_id"]: row for row in _rows(read_rows(root, columns))}
+    asked = _Asked(height, identity, frames, depth_kind, retry_failed)
+    planner = _Planner(sources, Root(root), asked)
+    plan = _plan_table(planner.rows())
+    if not pc.any(pc.equal(plan["kind"], "archive")).as_py():  # nothing left to look the annotations up for
+        plan = plan.filter(pc.not_equal(plan["kind"], "annotation"))
+    planner.record.asked = json.loads((sources.schema.metadata or {}).get(ASKED_KEY, b"{}")) | asdict(asked)
+    return planner.record.put_into(plan)
 
-    sizes = {name: size for folder in ("raw", "360p", "depth") for name, size in files.sizes(folder).items()}
 
-    def is_whole(row: Mapping[str, Any], path_column: str, bytes_column: str) -> bool:
-        return row[path_column] is not None and sizes.get(row[path_column]) == row[bytes_column]
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The parameters of a run. Their names are those of `pending`, for `ClipDataset.runs`."""
 
-    def damage(row: Mapping[str, Any]) -> str | None:
+    height: int
+    model: str  # its identity
+    frames: str
+    depth_kind: DepthKind | None
+    retry_failed: bool
+
+
+class _Planner:
+    """Compares sources with the rows and files of a dataset."""
+
+    def __init__(self, sources: pa.Table, root: Root, asked: _Asked) -> None:
+        self._sources, self._root, self._asked = sources, root, asked
+        self.record = PlanRecord()
+        columns = [name for name in COLUMNS if name in (*PLAN_SCHEMA.names, *_DEPTH_COLUMNS)]
+        self._known: dict[str, Row] = {row["clip_id"]: row for row in _rows(read_rows(root, columns))}
+        self._sizes = {name: size for folder in ("raw", "360p", "depth") for name, size in root.sizes(folder).items()}
+        self._members: dict[str, list[Row]] = {}  # rows by their archive's URL
+        for row in self._known.values():
+            if row["archive_member"] is not None:
+                self._members.setdefault(lasting_url(row["source_url"]), []).append(row)
+        archives = sources.filter(pc.equal(sources["kind"], "archive"))["url"].to_pylist()
+        # Archives that only what is not to be shown tells apart.
+        self._alike = {url for url, count in Counter(map(public_url, archives)).items() if count > 1}
+        is_file = pc.is_in(sources["kind"], pa.array(["video", "youtube"]))
+        urls = sources.filter(is_file).select(["clip_id", "url"]).to_pylist() if self._known else []
+        self._listed = {(row["clip_id"], source_key(public_url(row["url"]))) for row in urls}
+        self._archives = {lasting_url(public_url(url)) for url in archives}
+        note_ids = sources.filter(pc.equal(sources["kind"], "annotation"))["clip_id"].to_pylist()
+        self._annotated = frozenset(note_ids)
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of the plan, in the order of the sources."""
+        redone: set[str] = set()
+        for source in _rows(self._sources):
+            fields = _planned(source)
+            if source["kind"] == "archive":
+                yield from self._archive(fields)
+                continue
+            row = self._known.get(source["clip_id"])
+            if row is not None:
+                self._relabel(fields, row)
+            if source["kind"] == "annotation":
+                # Members of archives are named by it, also those that are there already.
+                yield fields if row is None or self.why(row) else fields | {"status": OK, "why": None}
+            elif row is None:
+                yield fields
+            elif row["status"] == FAILED:
+                if why := self._why_again(row, source_key(fields["source_url"])):
+                    yield self._resumed(row, fields) | {"why": why}
+                elif row["clip_id"] not in redone:
+                    self.record.num_stay_failed += 1
+                redone.add(row["clip_id"])
+            elif (why := self.why(row)) and row["clip_id"] not in redone and self._may_redo(row, fields["source_url"]):
+                redone.add(row["clip_id"])
+                yield self._resumed(row, fields) | {"why": why}
+
+    def _relabel(self, fields: Row, row: Row) -> None:
+        fields["label"], fields["split"] = (fields[name] or row[name] for name in ("label", "split"))
+        if (fields["label"], fields["split"]) != (row["label"], row["split"]):
+            self.record.labels[row["clip_id"]] = [fields["label"], fields["split"]]
+
+    def _is_whole(self, row: Row, kind: str) -> bool:
+        return row[f"{kind}_path"] is not None and self._sizes.get(row[f"{kind}_path"]) == row[f"{kind}_bytes"]
+
+    def _damage(self, row: Row) -> str | None:
         """What is wrong with the files of a clip that is ok."""
-        for path_column, bytes_column in (("video_path", "video_bytes"), ("depth_path", "depth_bytes")):
-            if row["status"] == OK and row[path_column] and not is_whole(row, path_column, bytes_column):
-                name, size = row[path_column], sizes.get(row[path_column])
-                return f"{name} is missing" if size is None else f"{name} has {size} bytes, not {row[bytes_column]}"
+        for kind in ("video", "depth"):
+            if row["status"] == OK and row[f"{kind}_path"] and not self._is_whole(row, kind):
+                name, size = row[f"{kind}_path"], self._sizes.get(row[f"{kind}_path"])
+                wanted = row[f"{kind}_bytes"]
+                return f"{name} is missing" if size is None else f"{name} has {size} bytes, not {wanted}"
         return None
 
-    num_stay_failed = 0
-
-    def why(row: Mapping[str, Any], url: str | None = None) -> str | None:
-        """What there is to do for a clip, whose source is given where it may be another than the row's; or None."""
-        model_and_frames = (row["depth_model"], row["depth_frames"])
+    def why(self, row: Row) -> str | None:
+        """What there is to do for a committed clip, whatever its source; None: nothing."""
+        asked = self._asked
         if row["status"] == FAILED:
-            is_other = url is not None and public_url(url) != row["source_url"] and row["failed_stage"] == "download"
-            is_other |= row["failed_stage"] == "depth" and model_and_frames != (identity, frames)
-            return "retry" if retry_failed or is_other else None
-        if damage(row) is not None:
+            return "retry"
+        if self._damage(row) is not None:
             return "damaged"
         if row["depth_model"] is None:  # of a pipeline that ended before
             return "no depth yet"
-        if not has_height(row["width"], row["height"], height):
-            return f"height {min(row['width'], row['height'])} -> {height}"
+        if not has_height(row["width"], row["height"], asked.height):
+            return f"height {min(row['width'], row['height'])} -> {asked.height}"
+        wanted = (asked.model, asked.frames, asked.depth_kind or row["depth_kind"])
         names = ("model", "frames", "depth_kind")
-        wanted = (identity, frames, depth_kind or row["depth_kind"])
-        changes = zip(names, (*model_and_frames, row["depth_kind"]), wanted, strict=True)
+        changes = zip(names, (row["depth_model"], row["depth_frames"], row["depth_kind"]), wanted, strict=True)
         return ", ".join(f"{name} {old} -> {new}" for name, old, new in changes if old != new) or None
 
-    def resumed(row: Mapping[str, Any]) -> dict[str, Any]:
-        """What of a committed row can be used again."""
-        keep = ["clip_id", "source_url", "archive_member"]
-        if row["failed_stage"] == "transcode":  # the bytes were bad: they are had again
-            return {name: row[name] for name in (*keep, "failed_stage")} | {"why": "retry"}
-        keep += DOWNLOAD_COLUMNS if is_whole(row, "raw_path", "raw_bytes") else ["raw_bytes"]
-        if is_whole(row, "video_path", "video_bytes") and has_height(row["width"], row["height"], height):
-            keep += DOWNLOAD_COLUMNS + TRANSCODE_COLUMNS
-        return {name: row[name] for name in keep} | {"damage": damage(row), "why": why(row)}
+    def _why_again(self, row: Row, key: str) -> str | None:
+        """Why a failed clip is to be tried with a source; None: it is not."""
+        if self._asked.retry_failed:
+            return "retry"
+        if key not in _tried(row):
+            return "another source"
+        is_other = (row["depth_model"], row["depth_frames"]) != (self._asked.model, self._asked.frames)
+        return "retry" if row["failed_stage"] == "depth" and is_other and key == _own_key(row) else None
 
-    by_archive: dict[str, list[dict[str, Any]]] = {}
-    for row in known.values():
-        if row["archive_member"] is not None:
-            by_archive.setdefault(lasting_url(row["source_url"]), []).append(row)
+    def _may_redo(self, row: Row, source_url: str, member: str | None = None) -> bool:
+        """Whether a source is the one that an ok clip is made anew of: its own, or any if its own is not listed."""
+        own = _own_key(row)
+        if source_key(source_url, member) == own:
+            return True
+        of_listed_archive = row["archive_member"] and lasting_url(row["source_url"]) in self._archives
+        return (row["clip_id"], own) not in self._listed and not of_listed_archive
 
-    labels: dict[str, list[str | None]] = {}
-    # Archives that only what is not to be shown tells apart.
-    archives = sources.filter(pc.equal(sources["kind"], "archive"))["url"].to_pylist()
-    alike = {url for url, count in Counter(map(public_url, archives)).items() if count > 1}
+    def _resumed(self, row: Row, fields: Row) -> Row:
+        """A source of a committed clip, with what of the clip's files can be used again.
 
-    def plan_rows() -> Iterator[dict[str, Any]]:
-        nonlocal num_stay_failed
-        for source in _rows(sources):
-            fields = _planned(source)
-            if source["kind"] != "archive" and (row := known.get(source["clip_id"])) is not None:
-                fields["label"], fields["split"] = (source[name] or row[name] for name in ("label", "split"))
-                if (fields["label"], fields["split"]) != (row["label"], row["split"]):
-                    labels[row["clip_id"]] = [fields["label"], fields["split"]]
-            if source["kind"] == "archive":
-                members = by_archive.get(lasting_url(fields["source_url"]), [])
-                if fields["source_url"] in alike:
-                    members = [
-                        row for row in members if row["clip_id"] == clip_id_for(source["url"], row["archive_member"])
-                    ]
-                else:  # a token in it may be another each time
-                    fields["clip_id"] = clip_id_for(fields["source_url"])
-                yield from _plan_archive(fields, members, known, files, why, resumed)
-                itself = [known[fields["clip_id"]]] if fields["clip_id"] in known else []
-                num_stay_failed += sum(row["status"] == FAILED and why(row) is None for row in members + itself)
+        The row stays of one piece: who uses its files names their source.
+        """
+        known = {name: row[name] for name in ("failed_stage", "tried_sources")} | {"damage": self._damage(row)}
+        is_own = source_key(fields["source_url"] or "", fields.get("archive_member")) == _own_key(row)
+        if row["failed_stage"] == "transcode" or (row["status"] == FAILED and not is_own):
+            return fields | known  # the bytes were bad, or these are others
+        keep: tuple[str, ...] = ()
+        if self._is_whole(row, "raw"):
+            keep = DOWNLOAD_COLUMNS
+        if self._is_whole(row, "video") and has_height(row["width"], row["height"], self._asked.height):
+            keep = DOWNLOAD_COLUMNS + TRANSCODE_COLUMNS
+        if keep:
+            keep += ("source_url", "archive_member")
+        return fields | known | {name: row[name] for name in keep}
+
+    def _archive(self, archive: Row) -> list[Row]:
+        """What is left of an archive: its members that need no reading of it, and itself if there is more in it."""
+        url = archive["url"]
+        members = self._members.get(lasting_url(archive["source_url"]), [])
+        if archive["source_url"] in self._alike:
+            members = [row for row in members if row["clip_id"] == self._clip_id(url, row["archive_member"])]
+        else:  # a token in it may be another each time
+            archive["clip_id"] = clip_id_for(archive["source_url"])
+        plan, skip, status = [], [], None
+        for row in members:
+            name = row["archive_member"]
+            if row["status"] == FAILED:
+                if why := self._why_again(row, _own_key(row)):
+                    status = FAILED  # maybe for the archive's sake
+                else:
+                    self.record.num_stay_failed += 1
+                    skip.append(name)
+                    continue
+            elif not (why := self.why(row)):
+                skip.append(name)
                 continue
-            row = known.get(source["clip_id"])
-            if row is None:
-                yield fields
-            elif reason := why(row, source["url"]):
-                yield fields if source["kind"] == "annotation" else resumed(row) | fields | {"why": reason}
-            else:
-                num_stay_failed += row["status"] == FAILED and source["kind"] != "annotation"
+            fields = {field: row[field] for field in SOURCE_SCHEMA.names if field in COLUMNS}
+            fields |= {"source_url": row["source_url"], "archive_member": name, "kind": "video"}
+            state = self._resumed(row, fields)
+            if state.get("raw_path") or state.get("video_path"):
+                skip.append(name)
+                plan.append(state | {"why": why})
+        itself = self._known.get(archive["clip_id"])
+        if itself is not None:
+            if not self._why_again(itself, _own_key(itself)):
+                self.record.num_stay_failed += 1
+                return plan
+            status = FAILED
+        index = self._index(url)
+        # What another source made ok, or failed at with this archive's copy already.
+        done = [name for name in set(index or ()).difference(skip) if not self._wants(archive, name)]
+        limit = archive["max_clips"]
+        if (index is not None and not set(index).difference(skip, done)) or (limit is not None and len(skip) >= limit):
+            return plan
+        why = "retry" if status == FAILED else "new" if index is None and not skip else "more of it"
+        rest = {"max_clips": limit and limit - len(skip), "skip_members": skip + sorted(done)}
+        return [*plan, archive | rest | {"status": status, "why": why}]
 
-    plan = _plan_table(plan_rows())
-    kinds = set(pc.unique(plan["kind"]).to_pylist())
-    if "annotation" in kinds and "archive" not in kinds:  # nothing left to look the annotations up for
-        plan = plan.filter(pc.not_equal(plan["kind"], "annotation"))
-    asked = json.loads((sources.schema.metadata or {}).get(ASKED_KEY, b"{}"))
-    asked |= {"height": height, "model": identity, "frames": frames, "depth_kind": depth_kind}
-    asked["retry_failed"] = retry_failed
-    metadata = {PARAMETERS_KEY: json.dumps(asked), STAY_FAILED_KEY: str(num_stay_failed)}
-    metadata[LABELS_KEY] = json.dumps(labels)
-    return plan.replace_schema_metadata(metadata)
+    def _clip_id(self, url: str, member: str) -> str:
+        return clip_id_for(url, member, annotated=self._annotated)
+
+    def _wants(self, archive: Row, member: str) -> bool:
+        """Whether a member of an archive is to be read, given the row that its clip has."""
+        row = self._known.get(self._clip_id(archive["url"], member))
+        if row is None:
+            return True
+        if row["status"] == FAILED:
+            return self._why_again(row, source_key(archive["source_url"], member)) is not None
+        return self.why(row) is not None and self._may_redo(row, archive["source_url"], member)
+
+    def _index(self, url: str) -> list[str] | None:
+        if self._root.size(name := index_name(url)) is None:
+            return None
+        with self._root.reading(name) as path:
+            return read_index(path)
 
 
-def _planned(source: Mapping[str, Any]) -> dict[str, Any]:
+def _own_key(row: Row) -> str:
+    """The key of the source that a row is of."""
+    return source_key(row["source_url"] or "", row["archive_member"])
+
+
+def _tried(row: Row) -> list[str]:
+    """The keys of the sources that a failed clip was tried with; an older kdepth's rows name the last alone."""
+    return row["tried_sources"] or [_own_key(row)]
+
+
+def _planned(source: Mapping[str, Any]) -> Row:
     """A source as a row of the plan, with nothing known of its clip yet."""
     return {**source, "source_url": source["url"] and public_url(source["url"]), "why": "new"}
 
 
-def _plan_archive(
-    archive: dict[str, Any],
-    members: list[dict[str, Any]],
-    known: Mapping[str, Mapping[str, Any]],
-    root: Root,
-    why: Callable[[Mapping[str, Any]], str | None],
-    resumed: Callable[[Mapping[str, Any]], dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """What is left of an archive: its members that need no reading of it, and itself if there is more in it."""
-    earlier = known.get(archive["clip_id"])
-    plan, skip, status = [], [], earlier and earlier["status"]
-    for row in members:
-        if why(row) is None:
-            skip.append(row["archive_member"])
-        elif (state := resumed(row)).get("raw_path") or state.get("video_path"):
-            skip.append(row["archive_member"])
-            kinetics = {name: row[name] for name in SOURCE_SCHEMA.names if name in COLUMNS}
-            plan.append(kinetics | state | {"kind": "video"})
-        elif row["status"] == FAILED:  # maybe for the archive's sake
-            status = FAILED
-    if earlier is not None and why(earlier) is None:  # it failed, and is not to be tried again
-        return plan
-    index = None
-    if root.size(name := index_name(archive["url"])) is not None:
-        with root.reading(name) as path:
-            index = read_index(path)
-    limit = archive["max_clips"]
-    # What another archive held too: the clip's row names that one.
-    rows = {name: known.get(clip_id_for(archive["url"], name)) for name in set(index or ()).difference(skip)}
-    twins = sorted(name for name, row in rows.items() if row is not None and why(row) is None)
-    if (index is not None and not set(index).difference(skip, twins)) or (limit is not None and len(skip) >= limit):
-        return plan
-    rest = {
-        "max_clips": limit and limit - len(skip),
-        "skip_members": skip + twins,
-        "status": status,
-        "why": "retry" if status == FAILED else "new" if index is None and not skip else "more of it",
-    }
-    return [*plan, archive | rest]
+def _rows(table: pa.Table) -> Iterator[Row]:
+    """Rows as dicts, not all at once: of a long list they would take a hundred times the table's memory."""
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        yield from batch.to_pylist()
+
+
+def _plan_table(rows: Iterable[Row]) -> pa.Table:
+    rows = iter(rows)
+    parts = [PLAN_SCHEMA.empty_table()]
+    while part := list(islice(rows, _ROWS_AT_ONCE)):
+        parts.append(pa.Table.from_pylist(part, schema=PLAN_SCHEMA))
+    return pa.concat_tables(parts)
