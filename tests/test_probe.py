@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
