@@ -44,7 +44,7 @@ from kdepth.errors import (
     UnsupportedMediaError,
 )
 from kdepth.video.depth_file import read_frame_at, read_frames
-from kdepth.video.probe import MediaInfo, probe
+from kdepth.video.probe import probe
 from kdepth.video.transcode import VideoInfo, default_encoder, transcode_file, video_info
 
 # Mutated files per run; the full one is 2,000.
@@ -261,40 +261,6 @@ def test_default_encoder_encodes(build: str, plain: Path, tmp_path: Path) -> Non
     assert transcode_file(plain, tmp_path / "clip.mp4", encoder=default_encoder()).num_frames == 24
 
 
-def test_probe(build: str, folder: Path) -> None:
-    tags = "format=yuv420p10le,setparams=range=tv:colorspace=bt2020nc:color_primaries=bt2020:color_trc=smpte2084"
-    clip = Clip(
-        "everything.mp4",
-        (*X264[:-1], "yuv420p10le", "-aspect", "4:3", "-flags", "+ilme+ildct", "-vf", f"{tags},setfield=tff"),
-        size=(240, 240),
-        fps="30000/1001",
-        audio=(TONE, AAC),
-        remux=[(("-display_rotation", "90"), ("-map", "0", "-c", "copy"))],
-    )
-    info = probe(clip.build(folder))
-    assert info == MediaInfo(
-        container="mov,mp4,m4a,3gp,3g2,mj2",
-        codec="h264",
-        pixel_format="yuv420p10le",
-        width=240,
-        height=240,
-        sample_aspect_ratio=info.sample_aspect_ratio,
-        rotation_deg=90,
-        average_fps=29.97,
-        real_fps=29.97,
-        duration_seconds=info.duration_seconds,
-        color_range="tv",
-        color_space="bt2020nc",
-        color_primaries="bt2020",
-        color_transfer="smpte2084",
-        interlaced=True,
-        hidden_alpha=False,
-        audio_codec="aac",
-    )
-    assert info.sample_aspect_ratio == pytest.approx(4 / 3)
-    assert info.duration_seconds == pytest.approx(1, abs=0.05)
-
-
 @pytest.mark.parametrize("suffix", [".mkv", ".webm", ".nut", ".mp4", ".ts"])
 def test_what_was_cut_out_of_a_long_stream_is_not_long(folder: Path, tmp_path: Path, suffix: str) -> None:
     codec = VP8 if suffix == ".webm" else X264
@@ -319,11 +285,6 @@ def test_what_lies_under_transparency_is_not_seen(tmp_path: Path, codec: str) ->
     rgb = next(read_frames(tmp_path / "clip.mp4")).rgb
     assert rgb[:, :150].max() < 20
     assert rgb[:, 170:].min() > 235
-
-
-def test_a_language_with_a_blank_hides_no_stream(folder: Path) -> None:
-    path = Clip("language.mkv", (*X264, "-metadata:s:v", "language=zh-Hans (CN)")).build(folder)
-    assert probe(path).codec == "h264"
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
-"""The one place that starts FFmpeg.
+"""The one place that starts FFmpeg, and any other program that opens untrusted files.
 
-Downloaded bytes are hostile. They are opened only in a child process that may read files but no network, knows a fixed
-list of containers (none that points at other files), and lives under limits of time, memory and output size. Nothing
-of the parent's environment but what FFmpeg needs goes with it.
+Downloaded bytes are hostile. They are opened only in a child process (`sandbox.py`) that may read files but use no
+network and write nothing but its target, and that has limits of time, memory and output size. FFmpeg is told a list of
+containers, none of which points at other files. The child gets an environment of its own.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import resource
 import selectors
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import imageio_ffmpeg
 
@@ -32,6 +33,7 @@ from kdepth.errors import (
     TranscodeMemoryError,
     TranscodeTimeoutError,
     UnsupportedMediaError,
+    printable,
 )
 
 # Containers that hold their own pictures. Not on it: playlists and lists of files (hls, dash, concat, image2, sdp),
@@ -42,25 +44,33 @@ DEMUXERS = (
     *("apng", "gif", "yuv4mpegpipe"),
     *("aac", "ac3", "aiff", "eac3", "flac", "mp3", "wav"),  # only to say that there are no pictures
 )
+# What every clip, or some clip, needs of an FFmpeg. (Of demuxers an older one may lack the youngest.)
+_NEEDED = {
+    "encoders": {"libx264", "aac"},
+    "filters": {"bwdif", "format", "pad", "premultiply", "scale", "setparams", "setpts", "tonemap", "trim", "zscale"},
+    "demuxers": set(DEMUXERS) - {"av1", "obu", "vvc"},
+}
 
 MAX_PIXELS = 8192 * 4320  # DCI 8K
 MAX_MEMORY_BYTES = 4 << 30
 _MAX_ALLOCATION_BYTES = 1 << 30  # any single one
 _MAX_OUTPUT_BYTES = 2 << 30
-_HEAD_BYTES, _TAIL_BYTES = 1 << 16, 1 << 14  # of the log
+_TAIL_BYTES = 1 << 16  # of what a child prints
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "LIBVA_DRIVER_NAME")
 
 
 @dataclass(frozen=True, slots=True)
-class FfmpegResult:
-    """What an FFmpeg process left behind.
+class ChildResult:
+    """What a child process left behind.
 
     Attributes:
-        log: What it printed: all of it, or the first 64 KiB and the last 16 KiB.
+        output: The last 64 KiB that it wrote to its standard output.
+        log: The last 64 KiB of its messages.
         returncode: Exit status, negative for a signal.
         peak_memory_bytes: Largest resident set; at least what this process had when it started the other.
     """
 
+    output: bytes
     log: str
     returncode: int
     peak_memory_bytes: int
@@ -68,13 +78,27 @@ class FfmpegResult:
 
 @cache
 def ffmpeg_path() -> str:
-    """The FFmpeg in use: ``KDEPTH_FFMPEG`` if set, else 5.1 or newer on ``PATH``, else the one of imageio-ffmpeg."""
+    """The FFmpeg in use: ``KDEPTH_FFMPEG`` if set, else the first that can do what is needed.
+
+    Tried are those on ``PATH``, in its order, and then the one of imageio-ffmpeg.
+
+    Raises:
+        TranscodeError: None can; the message says what each of them lacks.
+    """
     if chosen := os.environ.get("KDEPTH_FFMPEG"):
-        return os.path.abspath(shutil.which(chosen) or chosen)
-    found = shutil.which("ffmpeg")
-    if found and not re.match(r"n?([0-4]\.|5\.0)", _version_of(found)):
-        return os.path.abspath(found)
-    return str(imageio_ffmpeg.get_ffmpeg_exe())
+        candidates = [shutil.which(chosen) or chosen]
+    else:
+        folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+        candidates = [found for folder in folders if folder and (found := shutil.which("ffmpeg", path=folder))]
+        with contextlib.suppress(RuntimeError):  # it has none for this machine
+            candidates.append(imageio_ffmpeg.get_ffmpeg_exe())
+    problems = []
+    for path in dict.fromkeys(map(os.path.abspath, candidates)):
+        if not (lacks := _lacks(path)):
+            return path
+        problems.append(f"{path}: {lacks}")
+    found = "; ".join(problems) or "none was found"
+    raise TranscodeError("ffmpeg", None, f"{found}. Set KDEPTH_FFMPEG to an FFmpeg with libx264 and zscale")
 
 
 @cache
@@ -84,39 +108,92 @@ def ffmpeg_version() -> str:
 
 
 def _version_of(path: str) -> str:
-    answer = subprocess.run([path, "-version"], capture_output=True, text=True, check=False).stdout.split()
+    answer = _answer(path, "-version").split()
     return answer[2] if answer[:2] == ["ffmpeg", "version"] else "unknown"
+
+
+def _answer(path: str, question: str) -> str:
+    with contextlib.suppress(OSError):
+        command = [path, "-hide_banner", question]
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
+    return ""
+
+
+def _lacks(path: str) -> str:
+    """What an FFmpeg lacks of what is needed; nothing if it will do."""
+    version = _version_of(path)
+    if version == "unknown" or re.match(r"n?([0-4]\.|5\.0)", version):
+        return f"version {version}; 5.1 or newer is needed"
+    missing = []
+    for kind, needed in _NEEDED.items():
+        # A line: flags (of demuxers perhaps a second one, "d"), name or names, what it is.
+        lines = re.findall(r"^ *\S+ +(?:d +)?(\S+)", _answer(path, f"-{kind}"), re.MULTILINE)
+        known = {name for names in lines for name in names.split(",")}
+        missing += sorted(needed - known)
+    return f"lacks {', '.join(missing)}" if missing else ""
 
 
 @cache
 def can_encode(arguments: tuple[str, ...]) -> bool:
-    """Whether the FFmpeg in use, on this machine, encodes a few frames with these output arguments."""
+    """Whether the FFmpeg in use, on this machine and confined, encodes a few frames with these output arguments."""
     pictures = ("-f", "lavfi", "-i", "testsrc2=size=640x360:duration=0.2")
-    command = [ffmpeg_path(), "-nostdin", "-loglevel", "quiet", *pictures, *arguments, "-f", "null", "-"]
+    confined = launcher(network=False, writable=(), memory_bytes=MAX_MEMORY_BYTES)
+    command = [*confined, ffmpeg_path(), "-nostdin", "-loglevel", "quiet", *pictures, *arguments, "-f", "null", "-"]
     try:
-        return subprocess.run(command, timeout=30, check=False).returncode == 0
+        return subprocess.run(command, timeout=30, env=child_environment(), check=False).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 
 
-@cache
-def launcher() -> tuple[str, ...]:
-    """What makes a child die with its parent, even if that is killed; nothing where there is none (macOS, busybox).
+def launcher(
+    *,
+    network: bool = True,
+    writable: Sequence[Path] | None = None,
+    memory_bytes: int | None = None,
+    output_bytes: int | None = None,
+    cpu_seconds: float | None = None,
+    niceness: int = 0,
+) -> tuple[str, ...]:
+    """Make the words to put before a command, so that it dies with its parent and has these rights and limits.
 
-    Not by `preexec_fn`: that runs Python in a fork of a process full of threads. Without a launcher an orphan ends at
-    its CPU limit, and writes to nothing but its own ``.part`` file.
+    Not by `preexec_fn`: that runs Python in a fork of a process full of threads.
+
+    Args:
+        network: Whether it may open sockets.
+        writable: The only files, which must exist, that it may write to; None leaves it everything.
+        memory_bytes: Limit of its private writable memory.
+        output_bytes: Limit of each file that it writes.
+        cpu_seconds: Limit of its CPU time.
+        niceness: Added to the priority number: 0 as the parent, 19 lowest.
     """
-    launcher = (shutil.which("setpriv") or "", "--pdeathsig", "KILL", "--no-new-privs")
-    works = launcher[0] and subprocess.run([*launcher, "true"], capture_output=True, check=False).returncode == 0
-    return launcher if works else ()
+    limits = {"data": memory_bytes, "size": output_bytes, "cpu": cpu_seconds and int(cpu_seconds) + 1}
+    options = [f"{name}={value}" for name, value in limits.items() if value is not None]
+    options += [f"nice={niceness}", *([] if network else ["network=no"])]
+    options += [] if writable is None else ["write=", *(f"write={path.absolute()}" for path in writable)]
+    return (sys.executable, "-I", "-S", str(Path(__file__).with_name("sandbox.py")), *options, "--")
 
 
-def input_arguments(source: Path, *, threads: int) -> list[str]:
+@cache
+def confinement() -> tuple[str, ...]:
+    """What this system enforces of "dies with its parent", "no network" and "writes only its target"."""
+    command = launcher(network=False, writable=())
+    return tuple(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child: what FFmpeg needs of ours, so that no credentials go with it."""
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    return environment | {"AV_LOG_FORCE_NOCOLOR": "1", "LC_ALL": "C"}
+
+
+def input_arguments(
+    source: Path, *, threads: int, max_pixels: int = MAX_PIXELS, options: Sequence[str] = ()
+) -> list[str]:
     """Arguments that open an untrusted file, with every limit that FFmpeg itself knows."""
     return [
         *("-protocol_whitelist", "file", "-format_whitelist", ",".join(DEMUXERS)),
         *("-probesize", "10M", "-analyzeduration", "10M", "-max_streams", "64"),
-        *("-max_pixels", str(MAX_PIXELS), "-threads", str(threads)),
+        *("-max_pixels", str(max_pixels), "-threads", str(threads), *options),
         # "file:" takes the rest as it is: no name is an option, another protocol or a pattern.
         *("-i", f"file:{source.absolute()}"),
     ]
@@ -126,120 +203,123 @@ def run_ffmpeg(
     arguments: Sequence[str],
     *,
     source: Path,
+    target: Path | None = None,
     timeout_seconds: float,
     threads: int = 1,
-    max_memory_bytes: int | None = MAX_MEMORY_BYTES,
+    max_cpu_seconds: float | None = None,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+    max_output_bytes: int = _MAX_OUTPUT_BYTES,
     niceness: int = 0,
-    expect_failure: bool = False,
-) -> FfmpegResult:
+) -> ChildResult:
     """Run FFmpeg in a process group of its own, which does not outlive this call, nor this process.
 
     Args:
         arguments: What follows the global options.
         source: The untrusted file, for messages and for the class of the error.
-        timeout_seconds: Wall-clock limit; the limit of CPU time is this times ``threads``.
+        target: The only file that it may write.
+        timeout_seconds: Wall-clock limit.
         threads: Threads that the arguments ask for.
-        max_memory_bytes: Limit of the child's address space; None for hardware encoders, whose drivers reserve more
-            than there is.
+        max_cpu_seconds: Limit of CPU time; None: ``timeout_seconds * threads``.
+        max_memory_bytes: Limit of its private memory.
+        max_output_bytes: Limit of the file that it writes.
         niceness: Added to the priority number: 0 as the parent, 19 lowest.
-        expect_failure: Return instead of raising when it ends with a status over 0.
 
     Raises:
         TranscodeError: A subclass that says what the file did.
     """
+    check_source(source)
+    if target:
+        target.touch()  # a right to write is given for a file that is there
+    confined = launcher(
+        network=False,
+        writable=[target] if target else [],
+        memory_bytes=max_memory_bytes,
+        output_bytes=max_output_bytes,
+        cpu_seconds=(cpu_seconds := max_cpu_seconds or timeout_seconds * threads),
+        niceness=niceness,
+    )
+    command = [*confined, ffmpeg_path(), "-nostdin", "-hide_banner", "-nostats", "-filter_threads", str(threads)]
+    command += ["-max_alloc", str(_MAX_ALLOCATION_BYTES), *arguments]
+    result = run_child(command, source=source, timeout_seconds=timeout_seconds, cpu_seconds=cpu_seconds)
+    if result.returncode:
+        raise failure(source, result, target)
+    return result
+
+
+def check_source(source: Path) -> None:
+    """Raises TranscodeError, or a subclass, for what is no file with something in it."""
+    name = printable(source.name)
     if not source.exists():
-        raise TranscodeError(str(source), None, "no such file")
+        raise TranscodeError(name, None, "no such file")
     if not source.is_file():
         # A FIFO or a device could feed bytes for ever.
-        raise UnsupportedMediaError(str(source), None, "not a regular file")
+        raise UnsupportedMediaError(name, None, "not a regular file")
     if source.stat().st_size == 0:
-        raise DamagedMediaError(str(source), None, "the file is empty")
-    command = [*launcher(), ffmpeg_path(), "-nostdin", "-hide_banner", "-nostats", "-filter_threads", str(threads)]
-    command += ["-max_alloc", str(_MAX_ALLOCATION_BYTES), *arguments]
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    # Each malloc arena takes 64 MB of address space.
-    environment |= {"MALLOC_ARENA_MAX": "2", "AV_LOG_FORCE_NOCOLOR": "1", "LC_ALL": "C"}
+        raise DamagedMediaError(name, None, "the file is empty")
+
+
+def run_child(command: Sequence[str], *, source: Path, timeout_seconds: float, cpu_seconds: float) -> ChildResult:
+    """Run a command that sets its own limits, and kill its process group at the end, or when the time is over.
+
+    Raises:
+        TranscodeTimeoutError: It took longer, or as much CPU time as it had.
+    """
     deadline = time.monotonic() + timeout_seconds
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd="/",
-        env=environment,
+        env=child_environment(),
         start_new_session=True,
     )
+    assert process.stdout
+    assert process.stderr
     try:
-        _limit(process.pid, timeout_seconds * threads, max_memory_bytes, niceness)
-        log, timed_out = _read_log(process, deadline)
+        output, log, in_time = _collect(process.stdout, process.stderr, deadline)
     finally:
         # Also on KeyboardInterrupt. The group's leader is not reaped yet, so the number is still ours.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.stderr:
-            process.stderr.close()
-    result = FfmpegResult(log, process.returncode, usage.ru_maxrss * 1024)
-    if timed_out:
-        raise TranscodeTimeoutError(str(source), result.returncode, f"stopped after {timeout_seconds:g} s")
-    if result.returncode < 0 or (result.returncode > 0 and not expect_failure):
-        raise failure(source, result)
-    return result
+        process.stdout.close()
+        process.stderr.close()
+    if not in_time or usage.ru_utime + usage.ru_stime >= cpu_seconds:
+        spent = f"{cpu_seconds:.3g} s of CPU time" if in_time else f"{timeout_seconds:.3g} s"
+        reason = f"stopped after {spent}; timeout_seconds allows more"
+        raise TranscodeTimeoutError(printable(source.name), process.returncode, reason)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return ChildResult(output, log.decode("utf-8", "replace"), process.returncode, usage.ru_maxrss * unit)
 
 
-def _limit(pid: int, cpu_seconds: float, memory_bytes: int | None, niceness: int) -> None:
-    """Set the child's limits from outside, before it has opened anything."""
-    limits = {
-        resource.RLIMIT_CPU: _cpu_limit(cpu_seconds),
-        resource.RLIMIT_FSIZE: (_MAX_OUTPUT_BYTES, _MAX_OUTPUT_BYTES),
-        resource.RLIMIT_CORE: (0, 0),
-    }
-    if memory_bytes is not None:
-        limits[resource.RLIMIT_AS] = (memory_bytes, memory_bytes)
-    with contextlib.suppress(ProcessLookupError):
-        for name, limit in limits.items() if hasattr(resource, "prlimit") else ():  # Linux alone has it
-            _, allowed = resource.prlimit(pid, name)
-            if allowed != resource.RLIM_INFINITY:  # somebody's own limit, which only root may raise
-                limit = (min(limit[0], allowed), min(limit[1], allowed))
-            resource.prlimit(pid, name, limit)
-        if niceness:
-            os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
-
-
-def _cpu_limit(seconds: float) -> tuple[int, int]:
-    """At the first FFmpeg stops by itself, at the second the kernel stops it."""
-    return int(seconds) + 1, int(seconds) + 5
-
-
-def _read_log(process: subprocess.Popen[bytes], deadline: float) -> tuple[str, bool]:
-    """Read stderr to its end, which is the end of the process, keeping its head and tail; False when in time."""
-    head, tail, timed_out = b"", b"", False
-    assert process.stderr is not None
-    descriptor = process.stderr.fileno()
+def _collect(output: IO[bytes], messages: IO[bytes], deadline: float) -> tuple[bytes, bytes, bool]:
+    """Read both pipes to their end, which is the end of the process; keep their tails. False: not in time."""
+    tails = {output.fileno(): b"", messages.fileno(): b""}
+    in_time = True
     with selectors.DefaultSelector() as selector:
-        selector.register(descriptor, selectors.EVENT_READ)
-        while True:
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                timed_out = True
-                break
-            if not (chunk := os.read(descriptor, 1 << 16)):
-                break
-            room = _HEAD_BYTES - len(head)
-            head, tail = head + chunk[:room], (tail + chunk[room:])[-_TAIL_BYTES:]
-    return (head + tail).decode("utf-8", "replace"), timed_out
+        for descriptor in tails:
+            selector.register(descriptor, selectors.EVENT_READ)
+        while selector.get_map() and in_time:
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            in_time = bool(ready)
+            for key, _ in ready:
+                if not (chunk := os.read(key.fd, 1 << 16)):
+                    selector.unregister(key.fd)
+                tails[key.fd] = (tails[key.fd] + chunk)[-_TAIL_BYTES:]
+    return tails[output.fileno()], tails[messages.fileno()], in_time
 
 
-# What FFmpeg says -> what it means; the first that is found counts. Both 5.1 and 9.0 use these words.
+# What FFmpeg says when it fails -> the class of the error; the first that is found counts. Only a run that has failed
+# is asked, so that what a file makes FFmpeg say changes the name of a failure at most.
 _MEANINGS: tuple[tuple[str, type[TranscodeError]], ...] = (
-    (r"received signal 24", TranscodeTimeoutError),  # SIGXCPU
     (r"Cannot allocate memory|[mc]alloc.* failed|pthread_create.* failed|bad_alloc", TranscodeMemoryError),
     (r"exceeds specified max pixel count|Picture size \d+x\d+ is invalid|File too large", MediaTooLargeError),
     (r"Skipped opening external track|Protocol .* not on whitelist", RefusedReferenceError),
     (r"Stream map .* matches no streams|does not contain any stream", NoVideoStreamError),
     (r"Format not on whitelist|[Dd]ecoder .*not found|no decoder found|Unsupported codec", UnsupportedMediaError),
-    # HDR needs an FFmpeg with zscale; some colours it can't convert.
-    (r"not implemented|patches welcome|No such filter: 'zscale'|no path between colorspaces", UnsupportedMediaError),
+    (r"not implemented|patches welcome|no path between colorspaces", UnsupportedMediaError),
     # Ours, not the file's: these stay plain TranscodeErrors.
     (
         r"No space left|Permission denied|No such file|Unknown encoder|Unrecognized option|No such filter",
@@ -249,7 +329,6 @@ _MEANINGS: tuple[tuple[str, type[TranscodeError]], ...] = (
 
 _SIGNALS: dict[int, type[TranscodeError]] = {
     signal.SIGKILL: TranscodeMemoryError,  # not by us: by the kernel, out of memory
-    signal.SIGXCPU: TranscodeTimeoutError,
     signal.SIGXFSZ: MediaTooLargeError,
 }
 
@@ -265,29 +344,36 @@ _PLAYLIST = re.compile(
 )
 
 
-def failure(source: Path, result: FfmpegResult) -> TranscodeError:
+def failure(source: Path, result: ChildResult, target: Path | None = None) -> TranscodeError:
     """The error that the log and the exit status of a failed run amount to."""
-    problems = _problems(result.log, source)
+    # The last lines say what came of it, and are often the same line many times.
+    lines = list(dict.fromkeys(_problems(result.log, source, target)))
     kind: type[TranscodeError] = RefusedReferenceError if _is_playlist(source) else DamagedMediaError
     if -result.returncode in _SIGNALS:
         kind = _SIGNALS[-result.returncode]
     else:
-        for pattern, meaning in _MEANINGS:
-            if re.search(pattern, problems):
-                if kind is DamagedMediaError or meaning is not UnsupportedMediaError:
-                    kind = meaning
-                break
-    # The last lines say what came of it, and are often the same line many times.
-    tail = "\n".join(list(dict.fromkeys(problems.splitlines()))[-6:])
-    return kind(str(source), result.returncode, tail or "FFmpeg crashed without a word")
+        found = (meaning for pattern, meaning in _MEANINGS if any(re.search(pattern, line) for line in lines))
+        meaning = next(found, kind)
+        if kind is DamagedMediaError or meaning is not UnsupportedMediaError:
+            kind = meaning
+    tail = "\n".join(printable(line) for line in lines[-6:]) or "FFmpeg crashed without a word"
+    return kind(printable(source.name), result.returncode, tail)
 
 
-def _problems(log: str, source: Path) -> str:
-    """Warnings and errors of a log written with ``-loglevel level+...``, a line each, without addresses and paths."""
+def _problems(log: str, source: Path, target: Path | None) -> list[str]:
+    """Lines of a log without addresses and paths; of one with levels, only warnings and errors."""
+    log = without_paths(log, source, target).replace(f" '{','.join(DEMUXERS)}'", "")
     found = re.findall(r"^(?:\[[^\]]*\] )*\[(?:warning|error|fatal|panic)\] (.*)$", log, re.MULTILINE)
-    lines = "\n".join(line for line in found if not _CONSEQUENCES.match(line))
-    lines = lines or log[-500:].strip()
-    return lines.replace(f"file:{source.absolute()}", source.name).replace(f" '{','.join(DEMUXERS)}'", "")
+    lines = [line for line in found if not _CONSEQUENCES.match(line)]
+    return lines or [re.sub(r"^(\[[^\]]*\] )+", "", line) for line in log.splitlines()]
+
+
+def without_paths(text: str, source: Path, target: Path | None = None) -> str:
+    """A message in which the source has its name only, and the target none: messages go into the dataset."""
+    for path, name in ((target, "the clip"), (source, source.name)):
+        if path:
+            text = text.replace(f"file:{path.absolute()}", name).replace(str(path.absolute()), name)
+    return text
 
 
 def _is_playlist(source: Path) -> bool:

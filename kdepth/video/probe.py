@@ -1,54 +1,95 @@
-"""What an untrusted file claims to be, before any work on it.
+"""What an untrusted file is, before any work on it.
 
-Asked of FFmpeg in a child process (see `video.ffmpeg`), in the words it prints: the binary that Python packages ship
-has no ffprobe.
+PyAV looks at it in a child process (`describe.py`), under FFmpeg's limits, and answers in numbers. No text of the file
+goes any further: names are those of tables here, or FFmpeg's own.
 """
 
 from __future__ import annotations
 
-import re
+import importlib.util
+import json
+import math
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-from kdepth.errors import DamagedMediaError, NoVideoStreamError, TranscodeError, UnsupportedMediaError
-from kdepth.video.ffmpeg import FfmpegResult, failure, input_arguments, run_ffmpeg
+from kdepth.errors import (
+    DamagedMediaError,
+    NoVideoStreamError,
+    RefusedReferenceError,
+    TranscodeError,
+    TranscodeMemoryError,
+    UnsupportedMediaError,
+    printable,
+)
+from kdepth.video.ffmpeg import DEMUXERS, ChildResult, check_source, failure, launcher, run_child, without_paths
+
+# FFmpeg's names of the numbers of ITU-T H.273, from 0; empty: unknown (2) or reserved.
+_MATRICES = ["gbr", "bt709", "", "", "fcc", "bt470bg", "smpte170m", "smpte240m", "ycgco", "bt2020nc", "bt2020c"]
+_MATRICES += ["smpte2085", "chroma-derived-nc", "chroma-derived-c", "ictcp", "ipt-c2", "ycgco-re", "ycgco-ro"]
+_PRIMARIES = ["", "bt709", "", "", "bt470m", "bt470bg", "smpte170m", "smpte240m", "film", "bt2020", "smpte428"]
+_PRIMARIES += ["smpte431", "smpte432", *[""] * 9, "ebu3213"]
+_TRANSFERS = ["", "bt709", "", "", "bt470m", "bt470bg", "smpte170m", "smpte240m", "linear", "log100", "log316"]
+_TRANSFERS += ["iec61966-2-4", "bt1361e", "iec61966-2-1", "bt2020-10", "bt2020-12", "smpte2084", "smpte428"]
+_TRANSFERS += ["arib-std-b67"]
+_MAX_MEMORY_BYTES = 2 << 30  # enough for a picture of 8K and those that it is made of
+_DEFAULT, _NO_VIDEO = 1, 0x400 | 0x800 | 0x100000  # dispositions: attached picture, timed thumbnails, still image
+# First brands of HEIF files: photographs, whose parts FFmpeg shows as tracks of one frame.
+_STILL_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"avif", b"avci", b"jpeg"}
+_FAILURES: dict[str, type[TranscodeError]] = {
+    "MemoryError": TranscodeMemoryError,
+    "DecoderNotFoundError": UnsupportedMediaError,
+    "ArgumentError": UnsupportedMediaError,  # EINVAL: a format that is not on the list
+    "PermissionError": TranscodeError,
+    "FileNotFoundError": TranscodeError,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
-    """What a file says of itself and of its first video stream (cover pictures do not count).
+    """What a file says of itself and of the video track that a player would show (cover pictures do not count).
 
     Attributes:
         container: FFmpeg's name of the format, such as ``mov,mp4,m4a,3gp,3g2,mj2``.
+        track: Index of the video track among all tracks.
         codec: Such as ``h264``.
         pixel_format: Such as ``yuv420p``; None if unknown.
-        width: Coded width in pixels, before rotation.
-        height: Coded height in pixels, before rotation.
+        width: Of the first picture, in pixels, before rotation.
+        height: Of the first picture, in pixels, before rotation.
         sample_aspect_ratio: Width of a pixel over its height.
         rotation_deg: How far the picture has to be turned, counter-clockwise, in [-180, 180].
+        display_matrix: The nine numbers behind it (ISO/IEC 14496-12, 8.5.2); None if there are none.
         average_fps: Frames over duration; None if unknown.
-        real_fps: The lowest rate that holds all timestamps, as FFmpeg guesses it; None if unknown.
-        duration_seconds: Of the longest stream; None if unknown, or guessed (of MPEG streams, whose clock may jump).
+        duration_seconds: From the first picture to the end of the last; None if unknown (times are missing, or the
+            clock may jump, as in MPEG streams).
+        lead_seconds: How long before the stated start of the file its first picture is shown, >= 0.
+        num_packets: Packets of the track that are to be shown: frames, or fields of interlaced video.
+        cut_off: Whether the file ends in the middle.
         color_range: ``tv`` or ``pc``; None if not said.
         color_space: Matrix, such as ``bt709``; None if not said.
         color_primaries: Such as ``bt2020``; None if not said.
         color_transfer: Such as ``smpte2084`` (PQ); None if not said.
         interlaced: Whether frames are made of two fields.
         hidden_alpha: Whether transparency lies beside the pictures, as in WebM, where not every decoder looks at it.
-        audio_codec: Of the first audio stream; None if there is none.
+        audio_codec: Of the first audio track; None if there is none.
     """
 
     container: str
+    track: int
     codec: str
     pixel_format: str | None
     width: int
     height: int
     sample_aspect_ratio: Fraction
     rotation_deg: float
+    display_matrix: tuple[int, ...] | None
     average_fps: float | None
-    real_fps: float | None
     duration_seconds: float | None
+    lead_seconds: float
+    num_packets: int
+    cut_off: bool
     color_range: str | None
     color_space: str | None
     color_primaries: str | None
@@ -59,7 +100,7 @@ class MediaInfo:
 
 
 def probe(source: str | Path, *, timeout_seconds: float = 60.0) -> MediaInfo:
-    """What a file claims to be, as FFmpeg sees it.
+    """Look at a file in a child process. All of it is read; one picture is decoded.
 
     Args:
         source: Any file; it is not trusted.
@@ -69,92 +110,96 @@ def probe(source: str | Path, *, timeout_seconds: float = 60.0) -> MediaInfo:
         TranscodeError: A subclass that says why it can't be used.
     """
     source = Path(source)
-    arguments = ["-loglevel", "level+info", *input_arguments(source, threads=1)]
-    # Without an output FFmpeg describes the input and ends with an error.
-    result = run_ffmpeg(arguments, source=source, timeout_seconds=timeout_seconds, expect_failure=True)
-    return _parse(source, result)
+    check_source(source)
+    av = importlib.util.find_spec("av")
+    assert av
+    assert av.origin
+    _, *limits, _ = launcher(network=False, writable=(), memory_bytes=_MAX_MEMORY_BYTES, cpu_seconds=timeout_seconds)[
+        3:
+    ]
+    script = Path(__file__).with_name("describe.py")
+    packages, formats, path = str(Path(av.origin).parents[1]), ",".join(DEMUXERS), str(source.absolute())
+    command = [sys.executable, "-I", "-S", str(script), packages, formats, path, *limits]
+    result = run_child(command, source=source, timeout_seconds=timeout_seconds, cpu_seconds=timeout_seconds)
+    try:
+        answer = json.loads(result.output)
+        if result.returncode or "failed" in answer:
+            raise _refusal(source, result, answer)
+        return _media_info(source, answer, result)
+    except (ValueError, TypeError, KeyError, IndexError, ArithmeticError) as exc:  # a child that the file took over
+        if result.returncode < 0:
+            raise failure(source, result) from exc
+        raise DamagedMediaError(printable(source.name), result.returncode, "it can't be described") from exc
 
 
-def _parse(source: Path, result: FfmpegResult) -> MediaInfo:
-    log = result.log.replace("[info] ", "")
-    opened = re.search(r"^Input #0, (\S+), from '", log, re.MULTILINE)
-    if not opened:
-        raise failure(source, result)
-    # Lines of metadata are indented deeper, so that no title can pose as a stream.
-    streams = re.findall(
-        r"^  Stream #0:\d+(?:\[\w+\])?(?:\(.*?\))?: (Video|Audio): (.*)\n((?:    .*\n)*)",
-        log[opened.start() :],
-        re.MULTILINE,
-    )
-    covers = re.compile(r"\((attached pic|timed thumbnails|still image)\)")
-    video = next(
-        ((line, details) for kind, line, details in streams if kind == "Video" and not covers.search(line)), None
-    )
-    if video is None:
-        raise NoVideoStreamError(str(source), None, "the file has no video stream")
-    line, details = video
-    codec = line.split()[0].rstrip(",")
-    size = re.search(r", (\d+)x(\d+)", line)
-    if codec == "none" or not size:
-        raise _unusable(source, result, codec)
-    # h264 (High) (avc1 / 0x31637661), yuv420p(tv, bt709, progressive), 1280x720 [SAR 1:1 DAR 16:9], ...
-    picture = re.search(r", (\w+)(?:\(([^)]*)\))?, \d+x\d+", line)
-    notes = [note.strip() for note in (picture[2] or "").split(",")] if picture else []
-    matrix, primaries, transfer = _color_names(notes)
-    aspect = re.search(r"SAR (\d+):(\d+)", line)
-    rotation = re.search(r"display ?matrix: rotation of (-?[\d.]+) degrees", details, re.IGNORECASE)
-    return MediaInfo(
-        container=opened[1],
-        codec=codec,
-        pixel_format=picture[1] if picture and picture[1] != "none" else None,
-        width=int(size[1]),
-        height=int(size[2]),
-        sample_aspect_ratio=Fraction(int(aspect[1]), int(aspect[2])) if aspect and int(aspect[2]) else Fraction(1),
-        rotation_deg=float(rotation[1]) if rotation else 0.0,
-        average_fps=_rate(line, "fps"),
-        real_fps=_rate(line, "tbr"),
-        duration_seconds=_duration_seconds(opened[1], log[opened.start() :]),
-        color_range=next((note for note in notes if note in ("tv", "pc")), None),
-        color_space=matrix,
-        color_primaries=primaries,
-        color_transfer=transfer,
-        hidden_alpha=re.search(r"^ +alpha_mode +: 1$", details, re.MULTILINE | re.IGNORECASE) is not None,
-        interlaced=any(note.startswith(("top ", "bottom ")) for note in notes),
-        audio_codec=next((line.split()[0].rstrip(",") for kind, line, _ in streams if kind == "Audio"), None),
-    )
-
-
-def _duration_seconds(container: str, log: str) -> float | None:
-    found = re.search(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)(?:, start: (-?[\d.]+))?", log, re.MULTILINE)
-    if found is None or container in ("mpeg", "mpegts"):
-        return None
-    duration = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
-    start = float(found[4] or 0)
-    # Some containers say when they end, from 0: of what was cut out of a stream that is long after it begins.
-    return duration - start if container in ("matroska,webm", "nut") and 0 < start < duration else duration
-
-
-def _unusable(source: Path, result: FfmpegResult, codec: str) -> TranscodeError:
-    """The error for a video stream that FFmpeg could not make out."""
+def _refusal(source: Path, result: ChildResult, answer: dict[str, Any]) -> TranscodeError:
+    """The error for a file that PyAV does not open: by the class of its exception, then by what FFmpeg printed."""
     error = failure(source, result)
-    if type(error) is not DamagedMediaError:
-        return error
-    if codec == "none":
-        return UnsupportedMediaError(str(source), None, "FFmpeg does not know the video's codec")
-    return DamagedMediaError(str(source), None, f"no picture of the {codec} video can be decoded")
+    kind = _FAILURES.get(answer["failed"], DamagedMediaError)
+    if type(error) is DamagedMediaError or (kind is not DamagedMediaError and type(error) is not RefusedReferenceError):
+        reason = printable(without_paths(str(answer["reason"]), source), 500)
+        return kind(printable(source.name), None, f"{reason} ({answer['failed']})")
+    return error
 
 
-def _color_names(notes: list[str]) -> tuple[str | None, str | None, str | None]:
-    """Matrix, primaries and transfer from ``tv, bt709`` or ``tv, bt2020nc/bt2020/smpte2084, progressive``."""
-    for note in notes:
-        if note in ("", "tv", "pc", "progressive") or " " in note:
-            continue
-        names = [None if name in ("unknown", "reserved") else name for name in note.split("/")]
-        matrix, primaries, transfer = names if len(names) == 3 else (names[0], names[0], names[0])
-        return matrix, primaries, transfer
-    return None, None, None
+def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> MediaInfo:
+    name = printable(source.name)
+    videos = [video for video in answer["videos"] if not video["disposition"] & _NO_VIDEO]
+    if not videos:
+        raise NoVideoStreamError(name, None, "the file has no video stream")
+    # As a player chooses: the one marked as default, then the largest picture, then the most frames.
+    video = max(
+        videos,
+        key=lambda video: (
+            video["packets"] > 0,
+            video["disposition"] & _DEFAULT,
+            video["width"] * video["height"],
+            video["packets"],
+        ),
+    )
+    with source.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS and video["packets"] <= 1:
+        raise UnsupportedMediaError(name, None, "a still picture (HEIF), not a video")
+    if video["codec"] is None:
+        raise UnsupportedMediaError(name, None, "FFmpeg does not know the video's codec")
+    if not (video["width"] > 0 and video["height"] > 0):
+        error = failure(source, result)
+        if type(error) is not DamagedMediaError:
+            raise error
+        raise DamagedMediaError(name, None, f"no picture of the {video['codec']} video can be decoded")
+    matrix, primaries, transfer = map(int, video["colors"])
+    jumps = answer["container"] in ("mpeg", "mpegts")  # their clock may be set anew
+    first, end = map(float, video["span"] or (0, 0))
+    duration = end - first if math.isfinite(end - first) and end > first and not jumps else None
+    start = (answer["start"] or 0) / 1_000_000
+    lead = start - float(video["first"]) if video["first"] is not None else 0.0
+    return MediaInfo(
+        container=str(answer["container"]),
+        track=int(video["index"]),
+        codec=str(video["codec"]),
+        pixel_format=video["pixel_format"] and str(video["pixel_format"]),
+        width=int(video["width"]),
+        height=int(video["height"]),
+        sample_aspect_ratio=Fraction(*video["aspect"]) if video["aspect"] else Fraction(1),
+        rotation_deg=float(video["rotation"]),
+        display_matrix=tuple(map(int, video["matrix"])) if video["matrix"] else None,
+        average_fps=float(Fraction(*video["average_rate"])) if video["average_rate"] else None,
+        duration_seconds=duration,
+        lead_seconds=lead if 0.0005 < lead < 10 else 0.0,
+        num_packets=int(video["packets"]),
+        cut_off=bool(
+            answer["cut_off"] or (answer["container"].startswith("mov") and (answer["error"] or video["corrupt"]))
+        ),
+        color_range={1: "tv", 2: "pc"}.get(video["range"]),
+        color_space=_name(_MATRICES, matrix),
+        color_primaries=_name(_PRIMARIES, primaries),
+        color_transfer=_name(_TRANSFERS, transfer),
+        interlaced=bool(video["interlaced"]),
+        hidden_alpha=bool(video["alpha"]),
+        audio_codec=next((str(codec) for codec in answer["audio"] if codec), None),
+    )
 
 
-def _rate(line: str, unit: str) -> float | None:
-    found = re.search(rf" ([\d.]+)(k?) {unit}\b", line)
-    return float(found[1]) * (1000 if found[2] else 1) if found else None
+def _name(names: list[str], number: int) -> str | None:
+    return (names[number] or None) if 0 <= number < len(names) else None

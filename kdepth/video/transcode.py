@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import re
 import time
 import uuid
 from dataclasses import dataclass
@@ -14,29 +14,25 @@ import av
 
 from kdepth.errors import (
     DamagedMediaError,
+    MediaTooLargeError,
     MediaTooLongError,
     TranscodeError,
     UnsupportedMediaError,
+    printable,
 )
-from kdepth.video.ffmpeg import (
-    MAX_MEMORY_BYTES,
-    FfmpegResult,
-    can_encode,
-    failure,
-    ffmpeg_path,
-    input_arguments,
-    run_ffmpeg,
-)
+from kdepth.video.ffmpeg import MAX_PIXELS, ChildResult, can_encode, failure, input_arguments, run_ffmpeg
+from kdepth.video.filters import MAX_SIDE_PX, video_filters
 from kdepth.video.probe import MediaInfo, probe
 
 MAX_HEIGHT_PX = 2160
-MAX_SIDE_PX = 4096  # of a very wide or tall clip; its shorter side gives way
-MAX_FPS = 120  # on average: a small file can hold frames for days of work
 _TIME_BASE = "1/120000"  # s; milliseconds and the frame times of every common rate, NTSC's too, are whole numbers of it
 _KEY_FRAME_INTERVAL = 48
-_HIGH_DYNAMIC_RANGE = ("smpte2084", "arib-std-b67")  # PQ and HLG
+_MAX_SOUND_AFTER_SECONDS = 60.0  # the last picture
+_TIMEOUT_SECONDS, _MAX_TIMEOUT_SECONDS = 300.0, 3600.0
+_SLOWEST_PIXELS_PER_SECOND = 20e6  # one old core decoding 4K HEVC
 
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_INDEXED = ("mov", "matroska")  # containers in which FFmpeg finds the key frame before any time
 
 # Encoder -> options before the input, last filters, options of the output. In the order that "auto" prefers.
 _ENCODERS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
@@ -76,14 +72,20 @@ def transcode_file(
     height: int = 360,
     encoder: str = "auto",
     threads: int = 0,
-    timeout_seconds: float = 300.0,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    timeout_seconds: float | None = None,
     max_duration_seconds: float = 600.0,
+    max_pixels: int = MAX_PIXELS,
+    max_fps: float = 120.0,
     niceness: int = 0,
 ) -> VideoInfo:
     """Make a 360p clip of any video file.
 
     H.264 (yuv420p, BT.709, square pixels, even sizes) and AAC in MP4, upright, progressive, standard dynamic range.
-    Frames keep their own times; none is invented. A key frame at least every 48 frames.
+    Frames keep their own times; none is invented. A key frame at least every 48 frames. If the picture's shape changes
+    on the way, later pictures are fitted into the first one's shape, with black bars. Sound goes on after the last
+    picture for at most 60 s.
 
     Args:
         source: Any file; it is not trusted.
@@ -91,8 +93,12 @@ def transcode_file(
         height: Pixels of the shorter side (a portrait clip becomes 360 x 640), even, 32 to 2160.
         encoder: ``"libx264"``, another encoder of FFmpeg's that kdepth knows, or ``"auto"``: hardware where it works.
         threads: Of decoder and encoder; 0 takes the machine's cores, at most 4 (more do not help at this size).
-        timeout_seconds: Wall-clock limit of all of it.
-        max_duration_seconds: Longer clips are refused, and those with more than 120 frames for each of these seconds.
+        start_seconds: Take the frames from this time on, counted from the file's first; it becomes the clip's 0.
+        end_seconds: Take the frames before this time.
+        timeout_seconds: Wall-clock limit of all of it; None: 300 s, and more for long and large videos, up to an hour.
+        max_duration_seconds: Longer clips are refused; of a segment, only that counts.
+        max_pixels: Larger pictures are refused.
+        max_fps: Clips with more frames a second, on average, are refused: a small file can hold days of work.
         niceness: Added to the priority number: 0 as the caller, 19 lowest.
 
     Returns:
@@ -106,108 +112,173 @@ def transcode_file(
     check_height(height)
     if encoder != "auto" and encoder not in _ENCODERS:
         raise ValueError(f"encoder must be one of {['auto', *_ENCODERS]}, not {encoder!r}")
-    threads = threads or min(os.cpu_count() or 1, 4)
-    encoder = default_encoder() if encoder == "auto" else encoder
-    deadline = time.monotonic() + timeout_seconds
-    media = probe(source, timeout_seconds=timeout_seconds)
-    if media.duration_seconds is not None and media.duration_seconds > max_duration_seconds:
-        reason = f"{media.duration_seconds:.0f} s long; {max_duration_seconds:g} s are allowed"
-        raise MediaTooLongError(str(source), None, reason)
-    max_frames = int(max_duration_seconds * MAX_FPS)
+    began = time.monotonic()
+    media = probe(source, timeout_seconds=timeout_seconds or _TIMEOUT_SECONDS)
+    segment = _Segment.of(media, start_seconds, end_seconds)
+    limits = _Limits(max_duration_seconds, max_pixels, max_fps)
+    limits.check(source, media, segment)
+    deadline = began + (timeout_seconds or _allowed_seconds(media))
     part = destination.with_name(f"{destination.name}.{uuid.uuid4().hex[:8]}.part")
-    before, last_filters, encoder_options = _ENCODERS[encoder]
-    decoder = ("-c:v", _ALPHA_DECODERS[media.codec]) if media.hidden_alpha and media.codec in _ALPHA_DECODERS else ()
-    opening = ["-loglevel", "level+verbose", *before, *decoder, *input_arguments(source, threads=threads)]
-    video = [
-        *("-map", "0:V:0", "-vf", f"{_filters(media, height)},{last_filters}", "-c:v", encoder, *encoder_options),
-        *("-fps_mode", "vfr", "-enc_time_base", _TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
-        *("-frames:v", str(max_frames + 1)),
-    ]
-    audio = (
-        ["-map", "0:a:0", "-c:a", "aac", "-aac_coder", "fast", "-b:a", "128k", "-ac", "2"] if media.audio_codec else []
-    )
-    closing = [
-        # Whether enough frames were decoded is judged below, alike for all versions of FFmpeg.
-        *("-max_error_rate", "1", "-sn", "-dn", "-map_metadata", "-1", "-map_chapters", "-1", "-threads", str(threads)),
-        *("-t", str(max_duration_seconds + 1), "-movflags", "+faststart", "-f", "mp4", "-y", f"file:{part.absolute()}"),
-    ]
+    encoder = default_encoder() if encoder == "auto" else encoder
+    threads = threads or min(os.cpu_count() or 1, 4)
 
-    def encode(arguments: list[str]) -> FfmpegResult:
+    def encode(with_audio: bool) -> ChildResult:
         return run_ffmpeg(
-            [*opening, *arguments, *closing],
+            _arguments(source, part, media, segment, limits, height, encoder, threads, with_audio),
             source=source,
+            target=part,
             timeout_seconds=max(0.0, deadline - time.monotonic()),
             threads=threads,
-            max_memory_bytes=MAX_MEMORY_BYTES if encoder == "libx264" else None,
             niceness=niceness,
         )
 
     try:
         try:
-            result = encode([*video, *audio])
+            result = encode(with_audio=media.audio_codec is not None)
         except (DamagedMediaError, UnsupportedMediaError):
-            if not audio:
+            if media.audio_codec is None:
                 raise
             # A sound track that can't be decoded is no reason to lose the pictures.
-            result = encode(video)
+            result = encode(with_audio=False)
         try:
             info = video_info(part)
         except DamagedMediaError as exc:
-            raise failure(source, result) from exc
-        if info.num_frames > max_frames or info.duration_seconds > max_duration_seconds + 0.5:
-            reason = f"more than {max_duration_seconds:g} s or {max_frames} frames"
-            raise MediaTooLongError(str(source), 0, reason)
-        _check_whole(source, result, info)
+            raise failure(source, result, part) from exc
+        limits.check_clip(source, info)
+        _check_whole(source, media, segment, info)
         os.replace(part, destination)
     finally:
         part.unlink(missing_ok=True)
     return info
 
 
-def _check_whole(source: Path, result: FfmpegResult, info: VideoInfo) -> None:
-    """Refuse what FFmpeg takes without an error: a file cut off, or one most of whose frames are lost."""
-    if re.search(r"partial file|File ended prematurely", result.log):
-        raise DamagedMediaError(str(source), 0, f"cut off after {info.duration_seconds:.2f} s")
-    if "Cannot allocate memory" in result.log:
-        raise failure(source, result)
-    counts = re.search(r"\(video\): (\d+) packets read \(\d+ bytes\); (\d+) frames decoded", result.log)
-    # A packet of interlaced video may hold half a frame, so that up to half of them may seem lost.
-    if counts and 3 * int(counts[2]) < int(counts[1]):
-        raise DamagedMediaError(str(source), 0, f"only {counts[2]} of {counts[1]} frames can be decoded")
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """What is taken of a file, in seconds from its first picture."""
+
+    start: float
+    end: float  # infinite: all the rest
+    length: float | None  # as far as the file reaches; None if unknown
+
+    @classmethod
+    def of(cls, media: MediaInfo, start_seconds: float | None, end_seconds: float | None) -> _Segment:
+        start, end = start_seconds or 0.0, math.inf if end_seconds is None else end_seconds
+        if not (0 <= start < end and math.isfinite(start)):
+            raise ValueError(f"start_seconds={start_seconds}, end_seconds={end_seconds}: must be 0 <= start < end")
+        length = None if media.duration_seconds is None else min(end, media.duration_seconds) - start
+        return cls(start, end, length)
 
 
-def _filters(media: MediaInfo, height: int) -> str:
-    """The filter chain. FFmpeg itself puts the display matrix's rotation and mirroring before it."""
-    chain = []
-    if media.interlaced:
-        chain.append("bwdif=mode=send_frame:deint=interlaced")
-    if media.hidden_alpha or re.match(r"yuva|gbrap|rgba|bgra|argb|abgr|ya8|ya16|pal8", media.pixel_format or ""):
-        # On black: what lies under a transparent pixel is arbitrary.
-        chain.append("format=gbrap,premultiply=inplace=1")
-    # dar: display aspect ratio, of the frame as it arrives here: upright, and with its pixels' shape.
-    short = f"min({height},{MAX_SIDE_PX}/max(dar,1/dar))"
-    width_height = f"w='2*max(1,round({short}*max(1,dar)/2))':h='2*max(1,round({short}*max(1,1/dar)/2))'"
-    if media.color_primaries == "bt2020" or media.color_transfer in _HIGH_DYNAMIC_RANGE:
-        chain += _to_standard_range(media, width_height)
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What a clip may be. Each message names the parameter."""
+
+    max_duration_seconds: float
+    max_pixels: int
+    max_fps: float
+
+    @property
+    def max_frames(self) -> int:
+        return int(self.max_duration_seconds * self.max_fps)
+
+    def check(self, source: Path, media: MediaInfo, segment: _Segment) -> None:
+        """Refuse before any work what the file says to be too large."""
+        name = printable(source.name)
+        if media.width * media.height > self.max_pixels:
+            reason = f"{media.width} x {media.height} pixels; max_pixels={self.max_pixels} are allowed"
+            raise MediaTooLargeError(name, None, reason)
+        if segment.length is None:
+            return
+        if segment.length <= 0:
+            reason = (
+                f"it is {media.duration_seconds:.2f} s long: nothing is left from start_seconds={segment.start:g} on"
+            )
+            raise DamagedMediaError(name, None, reason)
+        num_frames = media.num_packets // (2 if media.interlaced else 1)  # a packet may be a field
+        self._check_length(name, segment.length)
+        self._check_rate(name, num_frames, media.duration_seconds or 0.0)
+
+    def check_clip(self, source: Path, info: VideoInfo) -> None:
+        """Refuse the clip of a file that did not say how long it is. Another 0.5 s, as ends are rounded."""
+        name = printable(source.name)
+        self._check_rate(name, info.num_frames, info.duration_seconds)
+        self._check_length(name, info.duration_seconds - 0.5)
+
+    def _check_length(self, name: str, seconds: float) -> None:
+        if seconds > self.max_duration_seconds:
+            reason = f"{seconds:.1f} s long; max_duration_seconds={self.max_duration_seconds:g} are allowed"
+            raise MediaTooLongError(name, None, reason)
+
+    def _check_rate(self, name: str, num_frames: int, seconds: float) -> None:
+        # Of at least a second: two pictures may lie a millisecond apart. And 1 % more, as times are rounded.
+        if num_frames > max(seconds, 1.0) * self.max_fps * 1.01:
+            rate = num_frames / seconds if seconds else math.inf
+            reason = f"{rate:.0f} frames a second on average; max_fps={self.max_fps:g} are allowed"
+            raise MediaTooLongError(name, None, reason)
+
+
+def _allowed_seconds(media: MediaInfo) -> float:
+    """Wall time for a file: a slow machine's for its frames and pixels."""
+    work = media.num_packets * media.width * media.height / _SLOWEST_PIXELS_PER_SECOND
+    return min(_TIMEOUT_SECONDS + work, _MAX_TIMEOUT_SECONDS)
+
+
+def _arguments(
+    source: Path,
+    part: Path,
+    media: MediaInfo,
+    segment: _Segment,
+    limits: _Limits,
+    height: int,
+    encoder: str,
+    threads: int,
+    with_audio: bool,
+) -> list[str]:
+    before, last_filters, encoder_options = _ENCODERS[encoder]
+    opening = [*before]
+    if media.hidden_alpha and media.codec in _ALPHA_DECODERS:
+        opening += ["-c:v", _ALPHA_DECODERS[media.codec]]
+    filters, turns = video_filters(source, media, height)
+    if turns:
+        opening.append("-noautorotate")
+    # FFmpeg counts from the file's stated start, before which the first pictures may lie.
+    seek, cut = math.floor((segment.start - media.lead_seconds) * 1e6) / 1e6, []
+    if seek > 0 and media.container.startswith(_INDEXED):
+        opening += ["-ss", f"{seek:.6f}"]
     else:
-        # Nothing said: as players do, BT.709 for HD and BT.601 below.
-        matrix = "auto" if media.color_space or min(media.width, media.height) < 720 else "bt709"
-        chain.append(f"scale={width_height}:in_color_matrix={matrix}:out_color_matrix=bt709:out_range=tv")
-    # Pictures with one time between them (some files have them) are kept, a tick apart.
-    chain.append(f"settb={_TIME_BASE},setpts='if(isnan(PREV_OUTPTS),PTS,max(PTS,PREV_OUTPTS+1))'")
-    chain += ["setsar=1", "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"]
-    return ",".join(chain)
+        opening += ["-itsoffset", f"{media.lead_seconds:.6f}"] if media.lead_seconds else []
+        cut = ["-ss", f"{segment.start:.6f}"] if segment.start else []
+    most = limits.max_duration_seconds + 1
+    if segment.length is not None:
+        most = min(most, segment.length + _MAX_SOUND_AFTER_SECONDS)
+    cut += ["-t", f"{min(most, segment.end - segment.start):.6f}"]
+    trim = f"trim=end_frame={limits.max_frames + 1}," if not segment.start else ""
+    video = [
+        *("-map", f"0:{media.track}", "-vf", f"{trim}{filters},{last_filters}", "-c:v", encoder, *encoder_options),
+        *("-fps_mode", "vfr", "-enc_time_base", _TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
+    ]
+    audio = ["-map", "0:a:0", "-c:a", "aac", "-aac_coder", "fast", "-b:a", "128k", "-ac", "2"] if with_audio else []
+    return [
+        *("-loglevel", "level+warning"),
+        *input_arguments(source, threads=threads, max_pixels=limits.max_pixels, options=opening),
+        *(*video, *audio, *cut),
+        # Whether enough frames were decoded is judged afterwards, alike for all versions of FFmpeg.
+        *("-max_error_rate", "1", "-sn", "-dn", "-map_metadata", "-1", "-map_chapters", "-1", "-threads", str(threads)),
+        *("-movflags", "+faststart", "-f", "mp4", "-y", f"file:{part.absolute()}"),
+    ]
 
 
-def _to_standard_range(media: MediaInfo, width_height: str) -> list[str]:
-    """Wide colours and high dynamic range -> BT.709 at 100 cd/m2, with Hable's curve."""
-    # Some files name only one of the three.
-    tags = f"colorspace={media.color_space or 'bt2020nc'}:color_trc={media.color_transfer or 'bt2020-10'}"
-    chain = [f"scale={width_height}", f"setparams=color_primaries={media.color_primaries or 'bt2020'}:{tags}"]
-    chain += ["zscale=transfer=linear:npl=100", "format=gbrpf32le", "zscale=primaries=bt709"]
-    if media.color_transfer in _HIGH_DYNAMIC_RANGE:
-        chain.append("tonemap=hable:desat=0")
-    return [*chain, "zscale=transfer=bt709:matrix=bt709:range=tv"]
+def _check_whole(source: Path, media: MediaInfo, segment: _Segment, info: VideoInfo) -> None:
+    """Refuse what FFmpeg takes without an error: a file cut off, or one most of whose frames are lost."""
+    name = printable(source.name)
+    if media.cut_off:
+        raise DamagedMediaError(name, 0, f"cut off after {info.duration_seconds:.2f} s")
+    expected = media.num_packets
+    if segment.length and media.duration_seconds:
+        expected = int(expected * segment.length / media.duration_seconds)
+    # A packet of interlaced video may hold half a frame, so that up to half of them may seem lost.
+    if 3 * info.num_frames < expected:
+        raise DamagedMediaError(name, 0, f"only {info.num_frames} of {expected} frames can be decoded")
 
 
 def check_height(height: int) -> None:
@@ -228,11 +299,7 @@ def default_encoder() -> str:
     for name, (before, last_filters, options) in _ENCODERS.items():
         if can_encode((*before, "-vf", last_filters, "-c:v", name, *options)):
             return name
-    raise TranscodeError(
-        ffmpeg_path(),
-        None,
-        f"it has none of the encoders {', '.join(_ENCODERS)}; set KDEPTH_FFMPEG to an FFmpeg with libx264",
-    )
+    raise TranscodeError("ffmpeg", None, f"none of the encoders {', '.join(_ENCODERS)} works")
 
 
 def video_info(path: str | Path) -> VideoInfo:
@@ -244,18 +311,21 @@ def video_info(path: str | Path) -> VideoInfo:
     Raises:
         DamagedMediaError: It is not there or not whole.
     """
+    name = printable(Path(path).name)
     try:
-        with av.open(str(path)) as container:
+        with av.open(os.path.abspath(path), format="mov") as container:
             stream = container.streams.video[0]
-            num_frames = 0
+            num_frames, begin, end = 0, math.inf, 0
             for packet in container.demux():
                 if packet.is_corrupt:
-                    raise DamagedMediaError(str(path), None, "the file is cut off")
-                num_frames += packet.stream == stream and packet.size > 0
+                    raise DamagedMediaError(name, None, "the file is cut off")
+                if packet.stream == stream and packet.size > 0 and packet.pts is not None:
+                    num_frames += 1
+                    begin, end = min(begin, packet.pts), max(end, packet.pts + (packet.duration or 0))
             # The index at the front says how many there were.
-            if not num_frames or num_frames != stream.frames or not stream.duration or not stream.time_base:
-                raise DamagedMediaError(str(path), None, f"{num_frames} of {stream.frames} frames are there")
-            duration_seconds = float(stream.duration * stream.time_base)
+            if not num_frames or num_frames != stream.frames or end <= begin or not stream.time_base:
+                raise DamagedMediaError(name, None, f"{num_frames} of {stream.frames} frames are there")
+            duration_seconds = float((end - begin) * stream.time_base)
             return VideoInfo(
                 width=stream.width,
                 height=stream.height,
@@ -265,4 +335,4 @@ def video_info(path: str | Path) -> VideoInfo:
                 has_audio=bool(container.streams.audio),
             )
     except (OSError, av.error.FFmpegError, IndexError) as exc:
-        raise DamagedMediaError(str(path), None, f"can't be read as a clip: {exc}") from exc
+        raise DamagedMediaError(name, None, f"can't be read as a clip: {type(exc).__name__}") from exc

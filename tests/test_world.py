@@ -1,0 +1,300 @@
+"""Files as the world has them: trimmed, turned, of many tracks, with strange colours and clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from media_zoo import (
+    AAC,
+    BUILDS,
+    COPY,
+    X264,
+    Clip,
+    coded,
+    draw,
+    ffmpeg,
+    forget_ffmpeg,
+    psnr,
+    read_index,
+    use_ffmpeg,
+)
+
+from kdepth.errors import (
+    UnsupportedMediaError,
+)
+from kdepth.video.depth_file import read_frame_at, read_frames
+from kdepth.video.probe import probe
+from kdepth.video.transcode import VideoInfo, transcode_file
+
+
+@pytest.fixture(autouse=True)
+def _forget_ffmpeg() -> Iterator[None]:
+    yield
+    forget_ffmpeg()
+
+
+@pytest.fixture(params=BUILDS)
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both FFmpegs in turn."""
+    return use_ffmpeg(request.param, monkeypatch)
+
+
+def transcoded(source: Path, **options: object) -> tuple[VideoInfo, list[int], list[float], list[np.ndarray]]:
+    """Transcode at 240 pixels: what came, which picture each frame shows, its time, its colours."""
+    target = source.with_name("clip.mp4")
+    info = transcode_file(source, target, height=240, threads=1, **options)  # type: ignore[arg-type]
+    frames = list(read_frames(target))
+    assert info.num_frames == len(frames)
+    return info, [read_index(f.rgb) for f in frames], [f.time_seconds for f in frames], [f.rgb for f in frames]
+
+
+LONG_GOP = ("-c:v", "libx264", "-preset", "ultrafast", "-g", "300", "-pix_fmt", "yuv420p")
+
+
+@pytest.mark.parametrize("bframes", [0, 3])
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mov", "fragments.mp4", "cut.mkv"])
+def test_trimmed_without_loss(name: str, bframes: int, build: str, tmp_path: Path) -> None:
+    """From the key frame to the cut everything is there, and marked as not to be shown."""
+    whole = Clip("whole.mp4", (*LONG_GOP, "-bf", str(bframes)), fps="30", num_frames=60).build(tmp_path)
+    flags = ("-movflags", "+frag_keyframe+empty_moov+delay_moov") if name == "fragments.mp4" else ()
+    ffmpeg("-ss", "1.5", "-i", str(whole), "-t", "0.3", "-c", "copy", *flags, str(tmp_path / name))
+    _, shown, times, _ = transcoded(tmp_path / name)
+    if name == "cut.mkv":  # has no way to say so
+        assert shown[0] == 0
+        assert shown[-1] in range(53, 56)
+        return
+    assert shown[0] == 45
+    assert shown[-1] in range(53, 56)
+    assert shown == list(range(45, shown[-1] + 1))
+    assert times[0] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["slow.mp4", "slow.mkv", "slow.mov"])
+def test_the_duration_reaches_to_the_end_of_the_last_picture(name: str, build: str, tmp_path: Path) -> None:
+    last = "if(eq(N,11),18,N*0.1)"
+    pts = ("-vf", f"settb=1/1000,setpts='({last})/TB'", "-fps_mode", "passthrough", "-enc_time_base", "1/1000")
+    source = Clip(name, (*X264, "-bf", "3", *pts), num_frames=12).build(tmp_path)
+    assert (probe(source).duration_seconds or 0) >= 18
+    info, shown, times, _ = transcoded(source)
+    assert shown == list(range(12))
+    assert times == pytest.approx([*np.arange(11) / 10, 18], abs=2e-3)
+    assert info.duration_seconds > times[-1]
+    assert info.average_fps == pytest.approx(12 / info.duration_seconds)
+    with av.open(str(tmp_path / "clip.mp4")) as clip:
+        assert clip.duration is not None
+        assert clip.duration / 1e6 >= times[-1]
+    for time, index in zip(times, shown, strict=True):
+        assert read_index(read_frame_at(tmp_path / "clip.mp4", time).rgb) == index
+
+
+@pytest.mark.parametrize("name", ["cut.ts", "cut.mp4", "cut.mkv"])
+@pytest.mark.parametrize("codec", ["radl", "open-gop"])
+def test_leading_frames_are_kept(name: str, codec: str, build: str, tmp_path: Path) -> None:
+    """Pictures that are shown before the key frame which they stand behind, in a stream that begins there."""
+    x265 = {"radl": "radl=3:no-open-gop=1", "open-gop": "open-gop=1"}[codec]
+    options = ("-preset", "ultrafast", "-x265-params", f"log-level=none:{x265}:keyint=12:min-keyint=12:bframes=4")
+    whole = Clip("whole.mp4", coded("libx265", *options), num_frames=48).build(tmp_path)
+    cut = ("-movflags", "+frag_keyframe+empty_moov") if name == "cut.mp4" else ()
+    ffmpeg("-ss", "1.1", "-i", str(whole), "-c", "copy", *cut, str(tmp_path / name))
+    with av.open(str(tmp_path / name)) as container:
+        frames = list(container.decode(video=0))
+    there = [read_index(frame.to_ndarray(format="rgb24")) for frame in frames]
+    _, shown, times, _ = transcoded(tmp_path / name)
+    assert shown == there
+    assert times[0] == pytest.approx(0, abs=0.1)
+    assert np.diff(times) == pytest.approx(1 / 24, abs=2e-3)
+
+
+def sound_seconds(path: Path) -> float:
+    with av.open(str(path)) as container:
+        *_, last = container.decode(audio=0)
+        return float(last.time) + last.samples / last.sample_rate
+
+
+@pytest.mark.parametrize(
+    ("video_seconds", "sound", "expected"), [(1, 1, 1), (1, 5, 5), (1, 0.5, 0.5), (2, 900, 62), (1, 30.5, 30.5)]
+)
+def test_sound_goes_on_to_its_end(
+    video_seconds: float, sound: float, expected: float, build: str, tmp_path: Path
+) -> None:
+    """A still with music keeps its music; 900 s behind two seconds of pictures end after a minute, and are no fault."""
+    tone = ("-f", "lavfi", "-i", f"sine=duration={sound}:sample_rate=16000")
+    for name in ("music.mp4", "music.mkv"):
+        frames = 1 if sound == 30.5 else 12 * video_seconds
+        source = Clip(name, num_frames=frames, fps="12", audio=(tone, AAC), size=(64, 48)).build(tmp_path)
+        info, shown, _, _ = transcoded(source)
+        assert shown == list(range(frames))
+        assert info.duration_seconds == pytest.approx(frames / 12, abs=0.05)
+        assert sound_seconds(tmp_path / "clip.mp4") == pytest.approx(expected, abs=0.1)
+
+
+def test_slides_keep_their_sound(build: str, tmp_path: Path) -> None:
+    """The last of three slides is shown for as long as there is sound."""
+    slides = ("-vf", "settb=1/1000,setpts='N*4/TB'", "-fps_mode", "passthrough", "-enc_time_base", "1/1000")
+    tone = ("-f", "lavfi", "-i", "sine=duration=12")
+    source = Clip("slides.mp4", (*X264, *slides), num_frames=3, audio=(tone, AAC)).build(tmp_path)
+    _, _, times, _ = transcoded(source)
+    assert times == pytest.approx([0, 4, 8], abs=0.03)
+    assert sound_seconds(tmp_path / "clip.mp4") == pytest.approx(12, abs=0.1)
+
+
+AV1 = coded("libaom-av1", "-cpu-used", "8", "-crf", "15")
+
+
+@pytest.mark.parametrize("brand", [b"avif", b"heic", b"mif1", b"heix"])
+def test_photographs_are_no_clips(brand: bytes, build: str, tmp_path: Path) -> None:
+    photograph = Clip("a.avif", AV1, num_frames=1).bytes()
+    assert photograph[8:12] == b"avif"
+    (tmp_path / "a.mp4").write_bytes(photograph[:8] + brand + photograph[12:])
+    with pytest.raises(UnsupportedMediaError, match="still picture"):
+        transcode_file(tmp_path / "a.mp4", tmp_path / "clip.mp4")
+
+
+def test_an_animated_avif_is_whole(build: str, tmp_path: Path) -> None:
+    assert transcoded(Clip("a.avif", AV1, num_frames=8).build(tmp_path))[1] == list(range(8))
+
+
+def two_tracks(folder: Path, name: str, *more: str, small_first: bool = True, size: tuple[int, int] = (32, 24)) -> Path:
+    """A small track of pictures from 30 on, and the right one."""
+    right = Clip("right.mkv", num_frames=24).build(folder)
+    white = f"color=white:size={size[0]}x{size[1]}:rate=24:duration=1"
+    ffmpeg("-f", "lavfi", "-i", white, *X264, str(folder / "small.mkv"))
+    order = ("-i", str(folder / "small.mkv"), "-i", str(right))
+    maps = ("-map", "0", "-map", "1") if small_first else ("-map", "1", "-map", "0")
+    ffmpeg(*order, *maps, "-c", "copy", *more, str(folder / name))
+    return folder / name
+
+
+@pytest.mark.parametrize("small_first", [True, False])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.mov", "a.avi"])
+def test_the_larger_track(name: str, small_first: bool, build: str, tmp_path: Path) -> None:
+    flags = ("-disposition:v", "0") if name == "a.mkv" else ()
+    assert transcoded(two_tracks(tmp_path, name, *flags, small_first=small_first))[1] == list(range(24))
+
+
+def test_the_default_track_before_the_larger_one(build: str, tmp_path: Path) -> None:
+    flags = ("-disposition:v:0", "0", "-disposition:v:1", "default")
+    assert transcoded(two_tracks(tmp_path, "a.mkv", *flags, size=(640, 480)))[1] == list(range(24))
+
+
+def test_the_track_with_more_frames_of_two_alike(build: str, tmp_path: Path) -> None:
+    proxy = Clip("one.mkv", num_frames=1).build(tmp_path)
+    right = Clip("right.mkv").build(tmp_path)
+    none = ("-disposition:v", "0")
+    ffmpeg("-i", str(proxy), "-i", str(right), "-map", "0", "-map", "1", "-c", "copy", *none, str(tmp_path / "a.mkv"))
+    assert transcoded(tmp_path / "a.mkv")[1] == list(range(24))
+
+
+@pytest.mark.parametrize("second", [(240, 320), (480, 120), (320, 320)])
+def test_a_new_shape_is_fitted_in_with_bars(second: tuple[int, int], build: str, tmp_path: Path) -> None:
+    def patch(first: bytes) -> bytes:
+        return first + Clip("other.ts", size=second, num_frames=6).bytes()
+
+    source = Clip("turned.ts", num_frames=6, patch=patch).build(tmp_path)
+    info, _, _, pictures = transcoded(source)
+    assert (info.width, info.height) == (320, 240)
+    scale = min(320 / second[0], 240 / second[1])
+    width, height = round(second[0] * scale / 2) * 2, round(second[1] * scale / 2) * 2
+    left, top = (320 - width) // 2, (240 - height) // 2
+    expected = np.zeros((240, 320, 3), np.uint8)
+    inside = cv2.resize(draw(5, *second), (width, height), interpolation=cv2.INTER_AREA)
+    expected[top : top + height, left : left + width] = inside
+    assert psnr(pictures[-1], expected) > 25
+    assert psnr(pictures[0], draw(0, 320, 240)) > 27
+
+
+def zscaled(
+    matrix: str, tag: str, primaries: str = "709", ptag: str = "bt709", transfer: str = "709"
+) -> tuple[str, ...]:
+    ttag = {"709": "bt709", "2020_10": "bt2020-10"}[transfer]
+    to = f"zscale=rin=full:min=gbr:tin=709:pin=709:t={transfer}:p={primaries}:m={matrix}:r=limited"
+    return ("-vf", f"{to},format=yuv444p,setparams=range=tv:colorspace={tag}:color_primaries={ptag}:color_trc={ttag}")
+
+
+X264_444 = (*X264[:-1], "yuv444p")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ycgco.mkv", zscaled("ycgco", "ycgco")),
+        ("bt2020c.mkv", zscaled("2020_cl", "bt2020c", "2020", "bt2020", "2020_10")),
+        ("derived.mkv", zscaled("chroma-derived-nc", "chroma-derived-nc")),
+        ("derived-c.mkv", zscaled("chroma-derived-c", "chroma-derived-c")),
+        ("fcc.mkv", zscaled("fcc", "fcc")),
+        ("240m.mkv", zscaled("240m", "smpte240m")),
+        ("p3.mkv", zscaled("709", "bt709", "smpte432", "smpte432")),
+        ("p3-dci.mkv", zscaled("709", "bt709", "smpte431", "smpte431")),
+        ("film.mkv", zscaled("709", "bt709", "film", "film")),
+        ("ycgco.mp4", zscaled("ycgco", "ycgco")),
+    ],
+)
+def test_colours_are_converted(name: str, options: tuple[str, ...], build: str, tmp_path: Path) -> None:
+    source = Clip(name, (*X264_444, *options), num_frames=4).build(tmp_path)
+    _, shown, _, pictures = transcoded(source)
+    assert shown == list(range(4))
+    assert psnr(pictures[2], draw(2, 320, 240)) > 27
+
+
+@pytest.mark.parametrize("matrix", ["smpte2085", "ipt-c2"])
+def test_colours_nobody_converts_are_named(matrix: str, build: str, tmp_path: Path) -> None:
+    tags = ("-vf", f"setparams=colorspace={matrix}")
+    source = Clip("a.mkv", (*X264, *tags), num_frames=4).build(tmp_path)
+    with pytest.raises(UnsupportedMediaError, match=f"a.mkv: colours of the matrix {matrix}"):
+        transcode_file(source, tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("numbers", [(0, 0, 0), (0, 0, 2), (3, 3, 3), (200, 200, 1), (2, 2, 2)])
+def test_reserved_colours(numbers: tuple[int, int, int], build: str, tmp_path: Path) -> None:
+    """ProRes with primaries, transfer and matrix that stand for nothing: as if nothing had been said."""
+
+    def patch(data: bytes) -> bytes:
+        parts = data.split(b"icpf")
+        return b"icpf".join([parts[0], *(part[:14] + bytes(numbers) + part[17:] for part in parts[1:])])
+
+    source = Clip("a.mov", coded("prores_ks", pixels="yuv422p10le"), num_frames=4, patch=patch).build(tmp_path)
+    _, shown, _, pictures = transcoded(source)
+    assert shown == list(range(4))
+    assert psnr(pictures[2], draw(2, 320, 240)) > 27
+
+
+def combed(degrees: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Frames of two fields each of a bar that moves, stored turned, and what one field shows, upright."""
+    fields = []
+    for index in range(16):
+        field = np.full((240, 320, 3), 40, np.uint8)
+        field[:, 20 + index * 16 : 52 + index * 16] = 220
+        fields.append(field)
+    frames = []
+    for number in range(8):
+        frame = fields[2 * number].copy()
+        frame[1::2] = fields[2 * number + 1][1::2]
+        frames.append(frame)
+    return frames, np.rot90(fields[8], degrees // 90)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+@pytest.mark.parametrize("flip", ["", "h", "v"])
+def test_interlaced_and_turned(degrees: int, flip: str, build: str, tmp_path: Path) -> None:
+    """Fields are lines as long as the picture lies as it was stored."""
+    frames, upright = combed(degrees)
+    source = tmp_path / "combed.mp4"
+    raw = ("-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", "320x240", "-framerate", "25", "-i", "-")
+    fields = ("-vf", "setfield=tff", "-flags", "+ilme+ildct")
+    ffmpeg(*raw, *X264, *fields, str(tmp_path / "lying.mp4"), stdin=b"".join(map(bytes, frames)))
+    turn = ("-display_rotation", str(degrees), *([f"-display_{flip}flip"] if flip else []))
+    ffmpeg(*turn, "-i", str(tmp_path / "lying.mp4"), *COPY, str(source))
+    assert probe(source).interlaced
+    _, _, _, pictures = transcoded(source)
+    # FFmpeg mirrors before it turns.
+    lying = {"": combed(0)[1], "h": np.fliplr(combed(0)[1]), "v": np.flipud(combed(0)[1])}[flip]
+    expected = np.rot90(lying, degrees // 90)
+    assert pictures[4].shape == expected.shape
+    assert psnr(pictures[4], expected) > 24
+    with av.open(str(tmp_path / "clip.mp4")) as clip:
+        assert next(clip.decode(video=0)).rotation == 0
