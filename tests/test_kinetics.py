@@ -12,8 +12,6 @@ import pytest
 from http_server import Fault, serve
 
 import kdepth
-from kdepth.downloads.http import TRAFFIC, Traffic
-from kdepth.pipeline import traffic
 from kdepth.video.ffmpeg import ffmpeg_path
 
 
@@ -112,7 +110,6 @@ def test_every_clip_of_a_list_arrives_once_with_its_label(
     assert "annotated, but in no archive: 1" in str(report)
     assert num_requests == 9
     shown = capsys.readouterr().out
-    assert f"again: {names[0]} (HTTP 503" in shown
     assert " MB/s" in shown
 
 
@@ -130,18 +127,3 @@ def test_a_failure_of_a_list_is_counted_by_its_class(ray_cluster: None, video: b
         ("download", "NotAVideoError"): 1,
     }
     assert str(report).splitlines()[1].split() == ["3", "x", "download:", "HttpStatusError"]
-
-
-def test_what_workers_publish_is_summed_and_said(ray_cluster: None) -> None:
-    before = traffic.collected().num_bytes
-    for worker, num_bytes in (("a", 1_000_000), ("b", 2_000_000)):
-        TRAFFIC.num_bytes, TRAFFIC.retrying = num_bytes, {f"https://h/{worker}%20x.mp4": "HTTP 503 Busy"}
-        traffic._publish(traffic._prefix() + worker)
-    TRAFFIC.num_bytes, TRAFFIC.retrying = 0, {}
-    found = traffic.collected()
-    assert found.num_bytes - before == 3_000_000
-    assert traffic.describe(found, 12_345_678) == "12.3 MB/s, again: a x.mp4 (HTTP 503 Busy) and 1 more"
-    assert traffic.describe(Traffic(), 0) == ""
-    with traffic.watched(lambda text: None):
-        pass
-    assert traffic.collected() == Traffic()

@@ -1,6 +1,5 @@
 """The verbs over a real Ray, a real server and real files."""
 
-import asyncio
 import math
 import os
 import re
@@ -28,9 +27,9 @@ from kdepth.dataset.writer import ClipWriter
 from kdepth.downloads.network import public_url
 from kdepth.errors import DatasetError, WorkerDiedError
 from kdepth.models.load import model_identity
-from kdepth.pipeline import run as runs
-from kdepth.pipeline import stages
-from kdepth.pipeline.attempts import counted, one_run, repeated
+from kdepth.pipeline import cluster, stages
+from kdepth.pipeline.deaths import counted, num_deaths
+from kdepth.pipeline.workers import from_async
 from kdepth.schema import OK, clip_id_for, new_row
 from kdepth.storage import Root
 from kdepth.video.ffmpeg import ffmpeg_path
@@ -82,16 +81,16 @@ def test_downloads_wait_for_who_takes_their_clips(
     ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held_up = threading.Semaphore(0)  # one more each time that no new download may start
-    can_add_input = runs._FarEnoughAhead.can_add_input
+    can_add_input = cluster._FarEnoughAhead.can_add_input
 
-    def watch(self: runs._FarEnoughAhead, op: Any) -> bool:
+    def watch(self: cluster._FarEnoughAhead, op: Any) -> bool:
         answer = can_add_input(self, op)
         if not answer:
             held_up.release()
         return answer
 
-    monkeypatch.setattr(runs._FarEnoughAhead, "can_add_input", watch)
-    monkeypatch.setattr(runs, "_AHEAD_BYTES", 1)
+    monkeypatch.setattr(cluster._FarEnoughAhead, "can_add_input", watch)
+    monkeypatch.setattr(cluster, "_AHEAD_BYTES", 1)
     base = sample_server.url_list.read_text().splitlines()[0].rpartition("/")[0]
     path = next(iter(samples.rendered_clips().values()))
     urls = [f"{base}/ahead{i:02d}.mp4" for i in range(24)]
@@ -335,102 +334,72 @@ def test_every_family_of_models(ray_cluster: None, sample_server: samples.Sample
                     clip.depth_m(index)
 
 
-def test_blocks_go_on_as_they_were_yielded(ray_cluster: None) -> None:
-    def cut(block: pa.Table) -> Iterator[pa.Table]:
-        yield block.slice(0, 3)
-        yield block.slice(3, 1)
-        yield block.slice(4)
-
-    rows = pa.table({"text": ["x" * 10**number for number in range(6)]})  # of very different size
-    blocks = ray.data.from_arrow(rows).map_batches(cut, batch_size=None, batch_format="pyarrow")
-    lengths = [block.num_rows for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow")]
-    assert lengths == [3, 1, 2]
-
-
-async def test_files_of_a_task_wait_for_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_once, most = Counter[str](), Counter[str]()
-
-    async def download(row: dict[str, Any], *_: object) -> dict[str, Any]:
-        kind = row["kind"]
-        at_once[kind] += 1
-        most[kind] = max(most[kind], at_once[kind])
-        await asyncio.sleep(0)
-        at_once[kind] -= 1
-        return row
-
-    monkeypatch.setattr(stages, "_download_file", download)
-    todo = [{"clip_id": str(number), "kind": ("video", "youtube")[number % 2]} for number in range(40)]
-    rows = stages._download_rows(todo, Root(tmp_path), {}, True, True, batch_size=7)
-    assert len([row async for row in rows]) == 40
-    assert most == {"video": 7, "youtube": 2}
-
-
-def test_downloads_that_are_there_go_on_together_and_wait_for_no_other() -> None:
-    rest = asyncio.Event()
-
-    async def rows() -> AsyncIterator[dict[str, Any]]:
-        for number in range(5):
-            yield {"number": number}
-        await rest.wait()
-        yield {"number": 5}
-
-    blocks = stages._drain(rows(), at_most=3)
-    assert [row["number"] for row in next(blocks)] == [0, 1, 2]
-    assert [row["number"] for row in next(blocks)] == [3, 4]
-    rest.set()
-    assert [[row["number"] for row in block] for block in blocks] == [[5]]
-
-
-def blocks_of_attempts(*attempts: list[str]) -> list[list[list[str]]]:
-    """What a task gives that is run several times; each attempt's blocks as text, a letter a clip."""
-
-    @ray.remote
-    def task() -> list[list[list[str]]]:
-        given = [
-            repeated("stage", [[{"clip_id": name} for name in block] for block in attempt]) for attempt in attempts
-        ]
-        return [[[row["clip_id"] for row in block] for block in blocks] for blocks in given]
-
-    found: list[list[list[str]]] = ray.get(task.remote())
-    return found
-
-
-@pytest.mark.parametrize(
-    ("first", "again", "blocks"),
-    [
-        (["a", "bc"], ["abcd", "e"], ["a", "bc", "d", "e"]),  # nothing is slow the second time
-        (["c", "a"], ["a", "b", "c"], ["c", "a", "b"]),  # whatever arrives first
-        (["abc"], ["a", "b", "c", "d"], ["abc", "d"]),
-        (["a", "x"], ["a", "b"], ["a", "", "b"]),  # what failed then did not now
-    ],
-)
-def test_a_task_that_is_run_again_gives_the_same_blocks(
-    ray_cluster: None, first: list[str], again: list[str], blocks: list[str]
-) -> None:
-    assert blocks_of_attempts(first, again) == [[[*block] for block in first], [[*block] for block in blocks]]
-
-
-def test_no_row_is_lost_with_a_worker(ray_cluster: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows_a_block", [1, 4])
+def test_no_row_is_lost_or_doubled_with_a_worker(ray_cluster: None, tmp_path: Path, rows_a_block: int) -> None:
+    """A process that dies in mid-task: another one gives the same rows in the same blocks."""
     died = tmp_path / "died"
 
     def dies_once(block: pa.Table) -> Iterator[pa.Table]:
-        again = died.exists()
-        stages._BLOCK_SECONDS = 1e9 if again else -1.0  # slow the first time, each row a block; quick the second
-
         def rows() -> Iterator[dict[str, Any]]:
             for number, row in enumerate(block.to_pylist()):
-                if number == 4 and not again:
+                if number == rows_a_block - 1 and not died.exists() and row["clip_id"] > "clip3":
                     died.touch()
                     os._exit(1)
                 yield row
 
-        yield from stages._blocks("stage", rows())
+        yield from stages._blocks(rows())
 
     names = [f"clip{number}" for number in range(8)]
-    rows = ray.data.from_arrow(pa.table({"clip_id": names}))
-    done = rows.map_batches(dies_once, batch_size=None, batch_format="pyarrow").to_pandas()
+    blocks = [pa.table({"clip_id": names[i : i + rows_a_block]}) for i in range(0, 8, rows_a_block)]
+    rows = ray.data.from_blocks(blocks)
+    rows.context.target_max_block_size = 1 if rows_a_block == 1 else None
+    done = rows.map_batches(dies_once, batch_size=None, batch_format="pyarrow")
+    lengths = [len(block) for block in done.iter_batches(batch_size=None, batch_format="pyarrow")]
+    assert (sum(lengths), set(lengths)) == (8, {rows_a_block})
     assert died.exists()
-    assert sorted(done["clip_id"]) == names
+
+
+def test_each_row_leaves_its_stage_at_once_and_long_lists_go_in_blocks(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = [f"http://127.0.0.1:9/{number}.mp4" for number in range(40)]
+    sources = kdepth.read_sources(urls)
+    clips = kdepth.download(sources, tmp_path)
+    assert {len(block) for block in clips.iter_batches(batch_size=None, batch_format="pyarrow")} == {1}
+    monkeypatch.setattr(stages, "_LONG_LIST_CLIPS_A_CPU", 1)
+    blocks = kdepth.download(sources, tmp_path).iter_batches(batch_size=None, batch_format="pyarrow")
+    assert sorted(len(block) for block in blocks) == [8, 16, 16]
+
+
+def test_an_async_generator_runs_on_while_nobody_asks(tmp_path: Path) -> None:
+    made: list[int] = []
+    enough, closed = threading.Event(), threading.Event()
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            for number in range(100):
+                made.append(number)
+                if number == 5:
+                    enough.set()
+                yield number
+        finally:
+            closed.set()
+
+    items = from_async(numbers, at_most=5)
+    assert next(items) == 0
+    assert enough.wait(30)  # not asked for, but made
+    assert len(made) <= 8  # the queue is full
+    items.close()  # type: ignore[attr-defined]
+    assert closed.wait(30)
+
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        raise OSError("no more")
+
+    items = from_async(broken, at_most=5)
+    assert next(items) == 1
+    with pytest.raises(OSError, match="no more"):
+        next(items)
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3])
@@ -464,20 +433,19 @@ def test_what_can_not_be_is_found_before_anything_runs(ray_cluster: None, tmp_pa
         kdepth.pending(kdepth.read_sources(["http://127.0.0.1:9/a.mp4"]), tmp_path, depth_kind="metric")
 
 
-def test_deaths_that_come_later_than_all_before_count_as_the_first(ray_cluster: None) -> None:
-    dead = []  # what nobody leaves is a death
-
-    def die_after(num_steps: int) -> None:
-        dead.append(counted("archive", "download"))
-        step = dead[-1].__enter__()
-        for _ in range(num_steps):
-            step()
-
-    with one_run():
-        for num_steps in (2, 3, 4, 4, 1):
-            die_after(num_steps)
-        with pytest.raises(WorkerDiedError, match="died 3 times"):
-            die_after(0)
+def test_a_work_that_three_processes_died_at_is_refused(ray_cluster: None, tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    dead = [counted(root, "clip.depth") for _ in range(3)]
+    for deaths, work in enumerate(dead):
+        assert num_deaths(root, "clip.depth") == deaths
+        work.__enter__()  # what nobody leaves is a death
+    with pytest.raises(WorkerDiedError, match="died 3 times"), counted(root, "clip.depth"):
+        pass
+    with counted(root, "other.depth"):
+        assert num_deaths(root, "other.depth") == 1
+    assert num_deaths(root, "other.depth") == 0
+    with root.in_use("run"):  # alone on its root: nothing counts of earlier runs
+        assert num_deaths(root, "clip.depth") == 0
 
 
 def test_a_network_of_ones_own_in_the_pipeline(
@@ -500,7 +468,7 @@ def test_no_cluster_at_the_address() -> None:
     with socket.socket() as unused:  # bound, and not listening
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionError, match=r"no Ray cluster answers at .*ray start --head"):
-            runs._require_reachable(f"127.0.0.1:{unused.getsockname()[1]}")
+            cluster._require_reachable(f"127.0.0.1:{unused.getsockname()[1]}")
 
 
 def test_a_root_is_no_lance_dataset(ray_cluster: None, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_damaged_files_are_found_made_again_and_named(
     assert problems[flipped.clip_id] == "1 of 20 frames are not what was written"
     report = run_pipeline(sources, root)
     assert set(report.damage) == set(problems)
-    assert f"made again: {flipped.clip_id} (depth/{flipped.clip_id}.mkv is missing)" in str(report)
+    assert f"{flipped.clip_id} ({flipped.row['depth_path']} is missing)" in str(report)
     ds = kdepth.open_dataset(root)
     assert ds.verify().num_rows == 0
     for clip in ds:

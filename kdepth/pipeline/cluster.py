@@ -16,8 +16,9 @@ from typing import Any
 import ray
 import ray.data
 
-# Private: Ray reads two constants from the environment when it is imported, maybe before kdepth was. Without the one, a
-# driver under `uv run` waits for ever: Ray starts each worker by `uv run`, in a copy of the project that never comes up.
+# Private: Ray reads two constants from the environment when it is imported, maybe before kdepth was. Without the one,
+# a driver under `uv run` waits for ever: Ray starts its workers by `uv run` in a copy of the project, where none comes
+# up.
 # Without the other, eight of Ray's processes listen on all addresses of this machine, where they take commands.
 from ray._private import ray_constants
 
@@ -106,7 +107,7 @@ def what_is_missing(*, gpu: bool) -> str | None:
 def available_cpus() -> int:
     """CPUs that this process may use: its affinity (``taskset``, Slurm) and its container's quota count."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, math.ceil(_container_cpus(Path("/sys/fs/cgroup")))))
+    return max(1, math.ceil(min(allowed, _container_cpus(Path("/sys/fs/cgroup")))))
 
 
 def _container_cpus(cgroup: Path) -> float:

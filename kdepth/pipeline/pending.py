@@ -42,6 +42,7 @@ PLAN_SCHEMA = pa.schema(
     [
         *(CLIP_SCHEMA.field(name) for name in COLUMNS if name in SOURCE_SCHEMA.names),
         *(CLIP_SCHEMA.field(name) for name in ("source_url", "archive_member", "status", "failed_stage")),
+        CLIP_SCHEMA.field("committed_at"),  # of the earlier row; null: whole files that are there are a killed run's
         *(CLIP_SCHEMA.field(name) for name in ("tried_sources", *DOWNLOAD_COLUMNS, *TRANSCODE_COLUMNS)),
         ("url", pa.string()),  # with credentials if there are any, which `source_url` has not
         ("kind", pa.string()),
@@ -248,7 +249,9 @@ class _Planner:
 
         The row stays of one piece: who uses its files names their source.
         """
-        known = {name: row[name] for name in ("failed_stage", "tried_sources")} | {"damage": self._damage(row)}
+        known = {name: row[name] for name in ("failed_stage", "tried_sources", "committed_at")} | {
+            "damage": self._damage(row)
+        }
         is_own = source_key(fields["source_url"] or "", fields.get("archive_member")) == _own_key(row)
         if row["failed_stage"] == "transcode" or (row["status"] == FAILED and not is_own):
             return fields | known  # the bytes were bad, or these are others

@@ -115,7 +115,7 @@ class _Run:
         wanted = len(self._annotated)
         if None not in self._limits:
             wanted = min(wanted, sum(limit or 0 for limit in self._limits))
-        return pc.count_distinct(files["clip_id"]).as_py() + wanted
+        return int(pc.count_distinct(files["clip_id"]).as_py()) + wanted
 
     def take(self, row: dict[str, Any]) -> bool:
         """Take a row for the next commit; whether it is of a clip that this run has not had yet."""

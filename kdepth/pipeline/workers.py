@@ -10,7 +10,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -99,7 +99,7 @@ class Downloads:
         self._turns = {"youtube": asyncio.Semaphore(_YOUTUBE_AT_ONCE), "video": asyncio.Semaphore(at_once)}
         self._whole_files: dict[str, asyncio.Task[Row]] = {}  # of which several clips are cut, by `file_key`
 
-    async def files(self, rows: list[Row]) -> AsyncIterator[Row]:
+    async def files(self, rows: list[Row]) -> AsyncGenerator[Row]:
         """Rows of videos, in the order given: if the process dies, Ray asks another one to go on after the last."""
         tasks = [asyncio.create_task(self._file(row)) for row in rows]
         try:
@@ -149,7 +149,7 @@ class Downloads:
         suffix = suffix if suffix in VIDEO_SUFFIXES else ".video"
         span = row["time_start_seconds"], row["time_end_seconds"]
         key = key_of(source_key(url), *span) if kind == "youtube" else source_key(url)
-        if name := self._root.find_made("raw", clip_id, key):
+        if row["committed_at"] is None and (name := self._root.find_made("raw", clip_id, key)):
             size, sha256 = await asyncio.to_thread(_sha256, self._root, name)
             return {"raw_path": name, "raw_bytes": size, "raw_sha256": sha256, "download_attempts": 0}
         name, path = made_name("raw", clip_id, key, suffix), self._root.work / f"raw/{clip_id}.{key}{suffix}"
@@ -168,7 +168,7 @@ class Downloads:
             "download_attempts": fetched.attempts,
         }
 
-    async def archive(self, row: Row, annotations: Mapping[str, Row], *, keep: bool) -> AsyncIterator[Row]:
+    async def archive(self, row: Row, annotations: Mapping[str, Row], *, keep: bool) -> AsyncGenerator[Row]:
         """Rows of an archive's members, in its order; a failed one for itself if it is damaged or can't be had."""
         url, source_url, root = row["url"], row["source_url"], self._root
         itself = new_row(clip_id=row["clip_id"], source_url=source_url)
@@ -258,7 +258,8 @@ def from_async(items: Callable[[], AsyncIterator[T]], *, at_most: int) -> Iterat
     async def put(item: T | _End) -> None:
         while not stopped.is_set():
             with contextlib.suppress(queue.Full):
-                return await asyncio.to_thread(waiting.put, item, timeout=1.0)
+                await asyncio.to_thread(waiting.put, item, timeout=1.0)
+                break
 
     async def pump() -> None:
         end = _End()
@@ -317,7 +318,8 @@ def transcode_row(row: Row, root: Root, *, height: int, keep_raw: bool) -> Row:
 def _transcoded(row: Row, root: Root, height: int) -> Row:
     cut = row["cut_start_seconds"], row["cut_end_seconds"]
     key = key_of(row["raw_sha256"], height, *cut, _ENCODING)
-    if name := root.find_made("360p", row["clip_id"], key):  # of a run killed before it could commit the row
+    # Of a run that was killed before it could commit the row; what an earlier row names may be damaged.
+    if row["committed_at"] is None and (name := root.find_made("360p", row["clip_id"], key)):
         with root.reading(name) as path:
             return _video_columns(name, path, video_info(path))
     name = made_name("360p", row["clip_id"], key, ".mp4")
