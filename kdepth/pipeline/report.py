@@ -63,10 +63,10 @@ class RunReport:
         }
         notes = {name: str(count) for name, count in counts.items() if count}
         if again:
-            notes["made again"] = _named(again)
+            notes[f"made again ({len(again)})"] = _named(again)
         if self.other_content:
-            kept = "in more than one source with other content; kept the first"
-            notes[kept] = _named(self.other_content)
+            name = f"{len(self.other_content)} clips are in more than one source with other content; kept the first"
+            notes[name] = _named(self.other_content)
         if self.annotated_without_clip is not None:
             notes["annotated, but in no archive"] = str(self.annotated_without_clip)
         if self.clips_without_annotation is not None:
@@ -125,4 +125,4 @@ class RunReport:
 
 def _named(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return f"{len(names)}: " + ", ".join(names[:_MOST_NAMED]) + more
+    return ", ".join(names[:_MOST_NAMED]) + more
