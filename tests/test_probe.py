@@ -55,6 +55,7 @@ def test_probe(tmp_path: Path) -> None:
         duration_seconds=pytest.approx(24 * 1001 / 30000),
         lead_seconds=0,
         num_packets=24,
+        late_end_seconds=0,
         cut_off=False,
         color_range="tv",
         color_space="bt2020nc",

@@ -50,7 +50,8 @@ class _Video:
         self._context = stream.codec_context
         self._first = None
         self._tried = self._packets = self._corrupt = 0
-        self._span: tuple[int, int] | None = None
+        self._times: list[int] = []
+        self._end = 0
         if self._context:
             self._context.thread_count = 1
 
@@ -63,8 +64,8 @@ class _Video:
             self._packets += 1
             at = packet.dts if packet.pts is None else packet.pts
             if at is not None:
-                first, end = self._span or (at, at)
-                self._span = min(first, at), max(end, at + (packet.duration or 0))
+                self._times.append(at)
+                self._end = max(self._end, at + (packet.duration or 0))
         if self._context and self._first is None and self._tried < _MAX_TRIED:
             self._tried += 1
             try:
@@ -80,6 +81,7 @@ class _Video:
         if context and self._first is None:
             with contextlib.suppress(av.error.FFmpegError):
                 self._first = next(iter(context.decode(None)), None)
+        self._times.sort()
         frame = self._first
         tick = stream.time_base
         matrix = frame and frame.side_data.get("DISPLAYMATRIX")
@@ -97,7 +99,9 @@ class _Video:
             "rotation": frame.rotation if frame else 0,
             "average_rate": _fraction(stream.average_rate),
             "first": float(frame.pts * tick) if frame and frame.pts is not None else None,
-            "span": [float(at * tick) for at in self._span] if self._span else None,
+            "times": [float(at * tick) for at in (*self._times[:3], *self._times[-3:], self._end)]
+            if self._times
+            else None,
             "packets": self._packets,
             "stated": stream.frames,
             "corrupt": self._corrupt,

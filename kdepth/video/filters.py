@@ -85,7 +85,10 @@ def _upright(media: MediaInfo) -> list[str]:
 
 def _colors(source: Path, media: MediaInfo, size: str) -> list[str]:
     """Scale, and convert colours to BT.709 of limited range."""
-    primaries, transfer = media.color_primaries or "unknown", media.color_transfer or "unknown"
+    # FFmpeg fails at numbers that stand for nothing.
+    primaries, transfer = (
+        "unknown" if name in (None, "reserved") else name for name in (media.color_primaries, media.color_transfer)
+    )
     wide = primaries in _WIDE_PRIMARIES or transfer in _HIGH_DYNAMIC_RANGE
     if wide and transfer in _UNKNOWN_TRANSFERS:
         raise UnsupportedMediaError(printable(source.name), None, f"colours of the transfer characteristics {transfer}")
@@ -99,7 +102,6 @@ def _colors(source: Path, media: MediaInfo, size: str) -> list[str]:
     if wide:  # some files name only one of the three
         primaries = "bt2020" if primaries == "unknown" else primaries
         transfer = "bt2020-10" if transfer == "unknown" else transfer
-    # Said anew, always: FFmpeg fails at numbers that stand for nothing.
     chain = [f"setparams=color_primaries={primaries}:color_trc={transfer}"]
     if matrix in _SPECIAL_MATRICES:
         chain[0] += f":colorspace={matrix}"

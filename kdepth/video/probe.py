@@ -26,7 +26,7 @@ from kdepth.errors import (
 )
 from kdepth.video.ffmpeg import DEMUXERS, ChildResult, check_source, failure, launcher, run_child, without_paths
 
-# FFmpeg's names of the numbers of ITU-T H.273, from 0; empty: unknown (2) or reserved.
+# FFmpeg's names of the numbers of ITU-T H.273, from 0; empty: unknown (2), else reserved.
 _MATRICES = ["gbr", "bt709", "", "", "fcc", "bt470bg", "smpte170m", "smpte240m", "ycgco", "bt2020nc", "bt2020c"]
 _MATRICES += ["smpte2085", "chroma-derived-nc", "chroma-derived-c", "ictcp", "ipt-c2", "ycgco-re", "ycgco-ro"]
 _PRIMARIES = ["", "bt709", "", "", "bt470m", "bt470bg", "smpte170m", "smpte240m", "film", "bt2020", "smpte428"]
@@ -66,6 +66,7 @@ class MediaInfo:
             clock may jump, as in MPEG streams).
         lead_seconds: How long before the stated start of the file its first picture is shown, >= 0.
         num_packets: Packets of the track that are to be shown: frames, or fields of interlaced video.
+        late_end_seconds: By how much the last three pictures take longer than the first three, >= 0.
         cut_off: Whether the file ends in the middle.
         color_range: ``tv`` or ``pc``; None if not said.
         color_space: Matrix, such as ``bt709``; None if not said.
@@ -89,6 +90,7 @@ class MediaInfo:
     duration_seconds: float | None
     lead_seconds: float
     num_packets: int
+    late_end_seconds: float
     cut_off: bool
     color_range: str | None
     color_space: str | None
@@ -170,7 +172,8 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         raise DamagedMediaError(name, None, f"no picture of the {video['codec']} video can be decoded")
     matrix, primaries, transfer = map(int, video["colors"])
     jumps = answer["container"] in ("mpeg", "mpegts")  # their clock may be set anew
-    first, end = map(float, video["span"] or (0, 0))
+    times = [float(time) for time in video["times"] or (0, 0)]
+    first, end = times[0], times[-1]
     duration = end - first if math.isfinite(end - first) and end > first and not jumps else None
     start = (answer["start"] or 0) / 1_000_000
     lead = start - float(video["first"]) if video["first"] is not None else 0.0
@@ -188,6 +191,7 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         duration_seconds=duration,
         lead_seconds=lead if 0.0005 < lead < 10 else 0.0,
         num_packets=int(video["packets"]),
+        late_end_seconds=max(0.0, times[5] - times[3] - (times[2] - times[0])) if len(times) == 7 else 0.0,
         cut_off=bool(
             answer["cut_off"] or (answer["container"].startswith("mov") and (answer["error"] or video["corrupt"]))
         ),
@@ -202,4 +206,5 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
 
 
 def _name(names: list[str], number: int) -> str | None:
-    return (names[number] or None) if 0 <= number < len(names) else None
+    known = names[number] if 0 <= number < len(names) else ""
+    return known or (None if number == 2 else "reserved")

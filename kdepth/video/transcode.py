@@ -93,7 +93,7 @@ def transcode_file(
         height: Pixels of the shorter side (a portrait clip becomes 360 x 640), even, 32 to 2160.
         encoder: ``"libx264"``, another encoder of FFmpeg's that kdepth knows, or ``"auto"``: hardware where it works.
         threads: Of decoder and encoder; 0 takes the machine's cores, at most 4 (more do not help at this size).
-        start_seconds: Take the frames from this time on, counted from the file's first; it becomes the clip's 0.
+        start_seconds: Take the frames from this time on, as a player counts; it becomes the clip's 0.
         end_seconds: Take the frames before this time.
         timeout_seconds: Wall-clock limit of all of it; None: 300 s, and more for long and large videos, up to an hour.
         max_duration_seconds: Longer clips are refused; of a segment, only that counts.
@@ -154,7 +154,7 @@ def transcode_file(
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """What is taken of a file, in seconds from its first picture."""
+    """What is taken of a file, in a player's seconds."""
 
     start: float
     end: float  # infinite: all the rest
@@ -257,6 +257,9 @@ def _arguments(
         *("-map", f"0:{media.track}", "-vf", f"{trim}{filters},{last_filters}", "-c:v", encoder, *encoder_options),
         *("-fps_mode", "vfr", "-enc_time_base", _TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
     ]
+    if media.late_end_seconds > 0.02:
+        # MP4 counts a track's duration in decoding times, which B-frames let run ahead of the pictures' own by two.
+        video += ["-bf", "0"]
     audio = ["-map", "0:a:0", "-c:a", "aac", "-aac_coder", "fast", "-b:a", "128k", "-ac", "2"] if with_audio else []
     return [
         *("-loglevel", "level+warning"),
@@ -276,6 +279,8 @@ def _check_whole(source: Path, media: MediaInfo, segment: _Segment, info: VideoI
     expected = media.num_packets
     if segment.length and media.duration_seconds:
         expected = int(expected * segment.length / media.duration_seconds)
+    elif segment.start or segment.end < math.inf:
+        expected = 1  # how much of the file the segment is, nobody says
     # A packet of interlaced video may hold half a frame, so that up to half of them may seem lost.
     if 3 * info.num_frames < expected:
         raise DamagedMediaError(name, 0, f"only {info.num_frames} of {expected} frames can be decoded")
