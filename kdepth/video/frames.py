@@ -77,6 +77,8 @@ def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bo
         shown, keys = _index(container, stream)
         times = [float(pts * stream.time_base) for pts in shown]
         chosen = [(pts, index) for index, pts in enumerate(shown) if wanted(index, times[index])]
+        if len(chosen) == len(shown):
+            keys = []  # all, in one go
         for _, group in groupby(chosen, lambda item: bisect_right(keys, item[0])):
             indices = dict(group)
             for pts, frame in _decode(container, stream, set(indices)):

@@ -74,7 +74,7 @@ class MediaInfo:
         color_transfer: Such as ``smpte2084`` (PQ); None if not said.
         interlaced: Whether frames are made of two fields.
         hidden_alpha: Whether transparency lies beside the pictures, as in WebM, where not every decoder looks at it.
-        audio_codec: Of the first audio track; None if there is none.
+        audio_codec: Of the first audio track that can be decoded; None if there is none.
     """
 
     container: str
@@ -174,6 +174,8 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
     jumps = answer["container"] in ("mpeg", "mpegts")  # their clock may be set anew
     times = [float(time) for time in video["times"] or (0, 0)]
     first, end = times[0], times[-1]
+    if end <= times[-2] and video["packets"] > 1:  # FLV and others do not say how long the last picture is shown
+        end = times[-2] + (times[-2] - first) / (video["packets"] - 1)
     duration = end - first if math.isfinite(end - first) and end > first and not jumps else None
     start = (answer["start"] or 0) / 1_000_000
     lead = start - float(video["first"]) if video["first"] is not None else 0.0
@@ -201,7 +203,7 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         color_transfer=_name(_TRANSFERS, transfer),
         interlaced=bool(video["interlaced"]),
         hidden_alpha=bool(video["alpha"]),
-        audio_codec=next((str(codec) for codec in answer["audio"] if codec), None),
+        audio_codec=str(answer["audio"][0]) if answer["audio"] else None,
     )
 
 
