@@ -53,7 +53,7 @@ def test_probe(tmp_path: Path) -> None:
         display_matrix=(0, -65536, 0, 65536, 0, 0, 0, 0, 1 << 30),
         average_fps=30000 / 1001,
         duration_seconds=pytest.approx(24 * 1001 / 30000),
-        lead_seconds=0,
+        first_seconds=0,
         num_packets=24,
         late_end_seconds=0,
         cut_off=False,

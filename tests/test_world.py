@@ -13,6 +13,7 @@ from media_zoo import (
     AAC,
     BUILDS,
     COPY,
+    TONE,
     X264,
     Clip,
     coded,
@@ -339,6 +340,14 @@ def test_a_segment_of_a_trimmed_file_counts_from_its_first_picture(build: str, t
     whole = Clip("whole.mp4", LONG_GOP, fps="30", num_frames=60).build(tmp_path)
     ffmpeg("-ss", "0.5", "-i", str(whole), "-c", "copy", str(tmp_path / "cut.mp4"))
     assert transcoded(tmp_path / "cut.mp4", start_seconds=0.5, end_seconds=1)[1] == list(range(30, 45))
+
+
+def test_a_segment_of_pictures_that_come_late(build: str, tmp_path: Path) -> None:
+    """Sound is there from 0 on, pictures from 0.5 s: times are a player's."""
+    late = ("-itsoffset", "0.5")
+    source = Clip("a.mp4", X264, audio=(TONE, AAC), before=late).build(tmp_path)
+    assert transcoded(source, start_seconds=1, end_seconds=1.25)[1] == list(range(12, 18))
+    assert transcoded(source, start_seconds=1.25)[1] == list(range(18, 24))
 
 
 def test_sound_of_a_segment(build: str, tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ class MediaInfo:
         average_fps: Frames over duration; None if unknown.
         duration_seconds: From the first picture to the end of the last; None if unknown (times are missing, or the
             clock may jump, as in MPEG streams).
-        lead_seconds: How long before the stated start of the file its first picture is shown, >= 0.
+        first_seconds: When the first picture is shown, from the file's stated start on: sound may come before it; after
+            a careless cut the picture does, and this is negative.
         num_packets: Packets of the track that are to be shown: frames, or fields of interlaced video.
         late_end_seconds: By how much the last three pictures take longer than the first three, >= 0.
         cut_off: Whether the file ends in the middle.
@@ -88,7 +89,7 @@ class MediaInfo:
     display_matrix: tuple[int, ...] | None
     average_fps: float | None
     duration_seconds: float | None
-    lead_seconds: float
+    first_seconds: float
     num_packets: int
     late_end_seconds: float
     cut_off: bool
@@ -128,10 +129,13 @@ def probe(source: str | Path, *, timeout_seconds: float = 60.0) -> MediaInfo:
         if result.returncode or "failed" in answer:
             raise _refusal(source, result, answer)
         return _media_info(source, answer, result)
-    except (ValueError, TypeError, KeyError, IndexError, ArithmeticError) as exc:  # a child that the file took over
+    except TranscodeError:
+        raise
+    except Exception as exc:  # the child crashed, or a file took it over and it says anything
         if result.returncode < 0:
             raise failure(source, result) from exc
-        raise DamagedMediaError(printable(source.name), result.returncode, "it can't be described") from exc
+        reason = f"it can't be described: {type(exc).__name__}"
+        raise DamagedMediaError(printable(source.name), result.returncode, reason) from exc
 
 
 def _refusal(source: Path, result: ChildResult, answer: dict[str, Any]) -> TranscodeError:
@@ -171,6 +175,7 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
             raise error
         raise DamagedMediaError(name, None, f"no picture of the {video['codec']} video can be decoded")
     matrix, primaries, transfer = map(int, video["colors"])
+    aspect = Fraction(*video["aspect"]) if video["aspect"] else Fraction(1)
     jumps = answer["container"] in ("mpeg", "mpegts")  # their clock may be set anew
     times = [float(time) for time in video["times"] or (0, 0)]
     first, end = times[0], times[-1]
@@ -178,7 +183,7 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         end = times[-2] + (times[-2] - first) / (video["packets"] - 1)
     duration = end - first if math.isfinite(end - first) and end > first and not jumps else None
     start = (answer["start"] or 0) / 1_000_000
-    lead = start - float(video["first"]) if video["first"] is not None else 0.0
+    begins = float(video["first"]) - start if video["first"] is not None else 0.0
     return MediaInfo(
         container=str(answer["container"]),
         track=int(video["index"]),
@@ -186,12 +191,12 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         pixel_format=video["pixel_format"] and str(video["pixel_format"]),
         width=int(video["width"]),
         height=int(video["height"]),
-        sample_aspect_ratio=Fraction(*video["aspect"]) if video["aspect"] else Fraction(1),
+        sample_aspect_ratio=aspect if 0.001 < aspect < 1000 else Fraction(1),
         rotation_deg=float(video["rotation"]),
         display_matrix=tuple(map(int, video["matrix"])) if video["matrix"] else None,
         average_fps=float(Fraction(*video["average_rate"])) if video["average_rate"] else None,
         duration_seconds=duration,
-        lead_seconds=lead if 0.0005 < lead < 10 else 0.0,
+        first_seconds=begins if 0.0005 < abs(begins) < 10 else 0.0,
         num_packets=int(video["packets"]),
         late_end_seconds=max(0.0, times[5] - times[3] - (times[2] - times[0])) if len(times) == 7 else 0.0,
         cut_off=bool(

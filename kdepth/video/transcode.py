@@ -165,7 +165,8 @@ class _Segment:
         start, end = start_seconds or 0.0, math.inf if end_seconds is None else end_seconds
         if not (0 <= start < end and math.isfinite(start)):
             raise ValueError(f"start_seconds={start_seconds}, end_seconds={end_seconds}: must be 0 <= start < end")
-        length = None if media.duration_seconds is None else min(end, media.duration_seconds) - start
+        duration = None if media.duration_seconds is None else media.duration_seconds + max(0.0, media.first_seconds)
+        length = None if duration is None else min(end, duration) - start
         return cls(start, end, length)
 
 
@@ -242,11 +243,12 @@ def _arguments(
     if turns:
         opening.append("-noautorotate")
     # FFmpeg counts from the file's stated start, before which the first pictures may lie.
-    seek, cut = math.floor((segment.start - media.lead_seconds) * 1e6) / 1e6, []
+    lead = max(0.0, -media.first_seconds)
+    seek, cut = math.floor((segment.start - lead) * 1e6) / 1e6, []
     if seek > 0 and media.container.startswith(_INDEXED):
         opening += ["-ss", f"{seek:.6f}"]
     else:
-        opening += ["-itsoffset", f"{media.lead_seconds:.6f}"] if media.lead_seconds else []
+        opening += ["-itsoffset", f"{lead:.6f}"] if lead else []
         cut = ["-ss", f"{segment.start:.6f}"] if segment.start else []
     most = limits.max_duration_seconds + 1
     if segment.length is not None:
