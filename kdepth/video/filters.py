@@ -13,7 +13,7 @@ from kdepth.errors import UnsupportedMediaError, printable
 from kdepth.video.probe import MediaInfo
 
 MAX_SIDE_PX = 4096  # of a very wide or tall clip; its shorter side gives way
-_TIME_BASE = "1/120000"
+TIME_BASE = "1/120000"  # s; milliseconds and the frame times of every common rate, NTSC's too, are whole numbers of it
 _HIGH_DYNAMIC_RANGE = ("smpte2084", "arib-std-b67")  # PQ and HLG
 _WIDE_PRIMARIES = ("bt2020", "film", "smpte428", "smpte431", "smpte432")
 # What the scale filter converts, what zscale has to, and what neither can.
@@ -50,7 +50,7 @@ def video_filters(source: Path, media: MediaInfo, height: int) -> tuple[str, boo
     fitted = f"w='2*max(1,round(min({width},{height}*dar)/2))':h='2*max(1,round(min({height},{width}/dar)/2))'"
     chain += _colors(source, media, fitted)
     # Pictures with one time between them (some files have them) are kept, a tick apart, and so are those before 0.
-    chain.append(f"settb={_TIME_BASE},setpts='if(isnan(PREV_OUTPTS),max(PTS,0),max(PTS,PREV_OUTPTS+1))'")
+    chain.append(f"settb={TIME_BASE},setpts='if(isnan(PREV_OUTPTS),max(PTS,0),max(PTS,PREV_OUTPTS+1))'")
     chain.append(f"format=yuv420p,pad={width}:{height}:(ow-iw)/2:(oh-ih)/2")  # bars, if the shape changes
     chain += ["setsar=1", "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"]
     return ",".join(chain), turns

@@ -21,11 +21,10 @@ from kdepth.errors import (
     printable,
 )
 from kdepth.video.ffmpeg import MAX_PIXELS, ChildResult, can_encode, failure, input_arguments, run_ffmpeg
-from kdepth.video.filters import MAX_SIDE_PX, video_filters
+from kdepth.video.filters import MAX_SIDE_PX, TIME_BASE, video_filters
 from kdepth.video.probe import MediaInfo, probe
 
 MAX_HEIGHT_PX = 2160
-_TIME_BASE = "1/120000"  # s; milliseconds and the frame times of every common rate, NTSC's too, are whole numbers of it
 _KEY_FRAME_INTERVAL = 48
 _MAX_SOUND_AFTER_SECONDS = 60.0  # the last picture
 _TIMEOUT_SECONDS, _MAX_TIMEOUT_SECONDS = 300.0, 3600.0
@@ -257,7 +256,7 @@ def _arguments(
     trim = f"trim=end_frame={limits.max_frames + 1}," if not segment.start else ""
     video = [
         *("-map", f"0:{media.track}", "-vf", f"{trim}{filters},{last_filters}", "-c:v", encoder, *encoder_options),
-        *("-fps_mode", "vfr", "-enc_time_base", _TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
+        *("-fps_mode", "vfr", "-enc_time_base", TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
     ]
     if media.late_end_seconds > 0.02:
         # MP4 counts a track's duration in decoding times, which B-frames let run ahead of the pictures' own by two.
