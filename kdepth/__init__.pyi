@@ -26,7 +26,8 @@ from .pipeline.run import write_lance
 from .pipeline.stages import download, estimate_depth, transcode
 from .schema import CLIP_SCHEMA, COLUMNS
 from .sources import read_sources
-from .video.depth_file import read_depth, read_frames
+from .video.depth_file import read_depth
+from .video.frames import read_frames
 from .video.transcode import VideoInfo, transcode_file, video_info
 
 __version__: str

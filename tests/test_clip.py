@@ -19,8 +19,8 @@ from kdepth.dataset.writer import ClipWriter
 from kdepth.errors import DatasetError
 from kdepth.schema import FAILED, OK, new_row
 from kdepth.storage import Root
-from kdepth.video.depth_file import read_frame_at
 from kdepth.video.ffmpeg import ffmpeg_path
+from kdepth.video.frames import read_frame_at
 
 
 @pytest.fixture

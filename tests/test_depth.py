@@ -7,7 +7,8 @@ from kdepth.errors import DatasetError, DepthError
 from kdepth.models.load import DepthModel, load_model
 from kdepth.pipeline.clip_depth import estimate_clip_depth, frame_selector
 from kdepth.samples import rendered_clips
-from kdepth.video.depth_file import read_depth, read_frames
+from kdepth.video.depth_file import read_depth
+from kdepth.video.frames import read_frames
 
 
 @pytest.fixture(scope="module")

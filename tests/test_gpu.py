@@ -20,7 +20,7 @@ import kdepth
 from kdepth import samples
 from kdepth.models.load import load_model
 from kdepth.samples import rendered_clips
-from kdepth.video.depth_file import read_frames
+from kdepth.video.frames import read_frames
 
 on_a_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() and os.environ.get("FAIL_WITHOUT_CUDA") != "1", reason="there is no CUDA GPU"

@@ -10,7 +10,7 @@ import kdepth
 from kdepth import samples
 from kdepth.notebook.comparison import rank_correlation
 from kdepth.schema import parse_kinetics_name
-from kdepth.video.depth_file import read_frames
+from kdepth.video.frames import read_frames
 
 
 def test_sample_clips_are_small_and_named_as_in_kinetics() -> None:

@@ -43,7 +43,7 @@ from kdepth.errors import (
     TranscodeTimeoutError,
     UnsupportedMediaError,
 )
-from kdepth.video.depth_file import read_frame_at, read_frames
+from kdepth.video.frames import read_frame_at, read_frames
 from kdepth.video.probe import probe
 from kdepth.video.transcode import VideoInfo, default_encoder, transcode_file, video_info
 

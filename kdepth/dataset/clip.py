@@ -16,7 +16,8 @@ from kdepth.errors import DatasetError, KdepthError
 from kdepth.html import card, rgb_and_depth
 from kdepth.schema import FAILED
 from kdepth.storage import Root
-from kdepth.video.depth_file import count_frames, read_checksums, read_depth, read_depth_at, read_frame_at, read_frames
+from kdepth.video.depth_file import read_checksums, read_depth, read_depth_at
+from kdepth.video.frames import count_frames, read_frame_at, read_frames
 
 
 class Clip:

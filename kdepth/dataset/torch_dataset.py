@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from kdepth.dataset.dataset import ClipDataset
 from kdepth.errors import DatasetError
 from kdepth.schema import OK
-from kdepth.video.depth_file import read_depth_at, read_frame_at
+from kdepth.video.depth_file import read_depth_at
+from kdepth.video.frames import read_frame_at
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.float32], dict[str, Any]]
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from kdepth.dataset.temporal import sampled, scale_jump, steady_grey
 from kdepth.errors import DepthError
 from kdepth.schema import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH
-from kdepth.video.depth_file import DepthWriter, Frame, count_frames, read_frames
+from kdepth.video.depth_file import DepthWriter
+from kdepth.video.frames import Frame, count_frames, read_frames
 
 if TYPE_CHECKING:  # models imports torch, which workers that only download must not wait for
     from kdepth.models.load import ClipDepth, DepthModel

@@ -1,4 +1,4 @@
-"""Depth frames in a lossless video file, and frames out of the files that our own encoders wrote.
+"""Depth frames in a lossless video file.
 
 Depth: FFV1 (version 3, all-intra; RFC 9043) in Matroska, pixel format ``gray16le``. Each 16-bit sample
 is the IEEE half float of the inverse depth: ``frame.view(np.float16)``. Half floats of positive numbers sort like
@@ -11,23 +11,21 @@ row keeps the CRC-32 of each frame's packet, and what is read for the row is hel
 
 from __future__ import annotations
 
-import contextlib
 import os
 import uuid
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import BinaryIO, Self
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from kdepth.errors import DatasetError
+from kdepth.video.frames import file_name, opened
 
 # Matroska keeps times in milliseconds.
 _TIME_BASE = Fraction(1, 1000)
@@ -47,7 +45,7 @@ class DepthWriter:
         self._path = Path(path)
         self._part = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex[:8]}.part")
         # bitexact: without the random number that a Matroska file is otherwise known by.
-        self._container = av.open(str(self._part), "w", format="matroska", options={"fflags": "+bitexact"})
+        self._container = av.open(os.path.abspath(self._part), "w", format="matroska", options={"fflags": "+bitexact"})
         self._stream = self._container.add_stream(
             "ffv1",
             rate=1000,
@@ -101,20 +99,6 @@ class DepthWriter:
             self._part.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _opened(source: str | Path | BinaryIO, **options: str) -> Iterator[Any]:
-    """A container of a path, or of a file that can seek (of an object store, or a blob), which is read as needed.
-
-    Raises:
-        DatasetError: It can't be opened, or what is done in the block can't be.
-    """
-    try:
-        with av.open(str(source) if isinstance(source, str | Path) else source, options=options) as container:
-            yield container
-    except (OSError, av.error.FFmpegError, IndexError) as exc:
-        raise DatasetError(f"{_name(source)} can't be decoded: {exc}") from exc
-
-
 def read_depth(source: str | Path | BinaryIO) -> Iterator[NDArray[np.float16]]:
     """All frames of a depth file (path or file) in order, each float16 ``(H, W)`` inverse depth.
 
@@ -122,7 +106,7 @@ def read_depth(source: str | Path | BinaryIO) -> Iterator[NDArray[np.float16]]:
         DatasetError: The file is missing, or can't be decoded to its end. Bytes that changed in it are not always
             noticed here, as they are by `Clip.inverse_depth`.
     """
-    with _opened(source) as container:
+    with opened(source, "matroska") as container:
         stream = container.streams.video[0]
         for frame in container.decode(stream):
             yield _half(frame)
@@ -141,7 +125,7 @@ def read_depth_at(source: str | Path | BinaryIO, time_seconds: float, crc32: int
     """
     target = round(time_seconds * 1000)
     # Matroska's header says all; by default FFmpeg would also decode a frame to see what is in it.
-    with _opened(source, probesize="32") as container:
+    with opened(source, "matroska", probesize="32") as container:
         stream = container.streams.video[0]
         container.seek(target, stream=stream, backward=True)
         others = False
@@ -157,81 +141,10 @@ def read_depth_at(source: str | Path | BinaryIO, time_seconds: float, crc32: int
                 break
         if others:
             raise DatasetError(
-                f"{_name(source)} is damaged: its frame at {time_seconds:.3f} s is not what was written; or a "
+                f"{file_name(source)} is damaged: its frame at {time_seconds:.3f} s is not what was written; or a "
                 "later run made it anew: then open the dataset again"
             )
-    raise DatasetError(f"{_name(source)} has no frame at {time_seconds:.3f} s")
-
-
-class Frame(NamedTuple):
-    """A decoded frame of a 360p file: its index from 0, its time in seconds, and uint8 ``(H, W, 3)`` RGB."""
-
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
-    time_seconds: float
-    rgb: NDArray[np.uint8]
-
-
-def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bool] | None = None) -> Iterator[Frame]:
-    """Frames of a 360p file in presentation order. Only for files that kdepth's own encoder wrote.
-
-    Args:
-        source: The 360p file: its path, or a file that can seek.
-        wanted: Told index and time in seconds of each frame; only those it says yes to are converted. Default: all.
-
-    Raises:
-        DatasetError: The file is missing or can't be decoded to its end.
-    """
-    with _opened(source) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1  # our encoder's pictures are one slice, which threads can't share
-        reformatter = VideoReformatter()  # one for all frames: setting one up takes 0.2 ms
-        for index, frame in enumerate(container.decode(stream)):
-            time_seconds = float(frame.time or 0.0)
-            if wanted is None or wanted(index, time_seconds):
-                yield Frame(index, time_seconds, _rgb(frame, reformatter))
-
-
-def count_frames(source: str | Path | BinaryIO) -> int:
-    """Frames of a 360p file, decoded to its end. Raises as `read_frames`."""
-    count = 0
-
-    def counted(index: int, time_seconds: float) -> bool:
-        nonlocal count
-        count = index + 1
-        return False
-
-    deque(read_frames(source, counted), maxlen=0)
-    return count
-
-
-def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
-    """The frame of a 360p file that is shown at a time; decodes from the key frame before it. ``index`` is -1.
-
-    Raises:
-        DatasetError: As `read_frames`.
-    """
-    with _opened(source) as container:
-        stream = container.streams.video[0]
-        # A frame's own time, or else half a millisecond more: what people write down is rounded.
-        exactly, ticks = (round((time_seconds + more) / stream.time_base) for more in (0, 5e-4))
-        container.seek(ticks, stream=stream, backward=True)
-        # In decoding order; what is shown by then has been decoded by then.
-        packets, shown = [], list[int]()
-        for packet in container.demux(stream):
-            if shown and (packet.dts or 0) > ticks:  # but the first frame is shown before its time, too
-                break
-            packets.append(packet)
-            if packet.pts is not None:
-                shown.append(packet.pts)
-        by_then = max((pts for pts in shown if pts <= ticks), default=min(shown, default=0))
-        target = exactly if exactly in shown else by_then
-        for packet in [*packets, None]:
-            # Of the frames before it only those are decoded that others are made from.
-            stream.codec_context.skip_frame = "NONREF" if packet and (packet.pts or 0) < target else "DEFAULT"
-            for frame in stream.codec_context.decode(packet):
-                if frame.pts == target:
-                    return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
-    raise DatasetError(f"{_name(source)} has no frame")
+    raise DatasetError(f"{file_name(source)} has no frame at {time_seconds:.3f} s")
 
 
 def read_checksums(source: str | Path | BinaryIO) -> list[int]:
@@ -240,17 +153,8 @@ def read_checksums(source: str | Path | BinaryIO) -> list[int]:
     Raises:
         DatasetError: As `read_depth`.
     """
-    with _opened(source) as container:
+    with opened(source, "matroska") as container:
         return [zlib.crc32(packet) for packet in container.demux(video=0) if packet.size]
-
-
-def _name(source: str | Path | BinaryIO) -> str:
-    return str(source) if isinstance(source, str | Path) else "the clip's file"
-
-
-def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
-    rgb: NDArray[np.uint8] = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray().view(np.uint8)
-    return rgb
 
 
 def _half(frame: av.VideoFrame) -> NDArray[np.float16]:

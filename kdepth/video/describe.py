@@ -7,6 +7,7 @@ FFmpeg itself gives; the parent checks both.
 import contextlib
 import json
 import os
+import struct
 import sys
 
 # Packets of a video track that are decoded, at most, to see its first picture.
@@ -26,7 +27,7 @@ def describe(path: str, formats: str) -> dict[str, object]:
         error = None
         try:
             for packet in container.demux():
-                if packet.stream_index in videos and packet.size:
+                if packet.stream_index in videos:
                     videos[packet.stream_index].add(packet)
         except av.error.FFmpegError as exc:
             error = type(exc).__name__
@@ -36,9 +37,7 @@ def describe(path: str, formats: str) -> dict[str, object]:
             "error": error,
             "cut_off": container.format.name.startswith("matroska") and _ends_early(path),
             "videos": [video.described() for video in videos.values()],
-            "audio": [
-                s.codec_context.codec.canonical_name if s.codec_context else None for s in container.streams.audio
-            ],
+            "audio": [s.codec_context.codec.canonical_name for s in container.streams.audio if s.codec_context],
         }
 
 
@@ -46,66 +45,52 @@ class _Video:
     """One video track."""
 
     def __init__(self, stream) -> None:  # type: ignore[no-untyped-def]  # an av.VideoStream; av comes late
-        self._stream = stream
-        self._context = stream.codec_context
-        self._first = None
-        self._tried = self._packets = self._corrupt = 0
-        self._span: tuple[int, int] | None = None
-        if self._context:
-            self._context.thread_count = 1
+        self.stream, self.context, self.first = stream, stream.codec_context, None
+        self.tried = self.packets = self.corrupt = self.end = 0
+        self.times: list[int] = []
+        if self.context:
+            self.context.thread_count = 1
 
     def add(self, packet) -> None:  # type: ignore[no-untyped-def]
-        """Count a packet; decode it while no picture has come."""
-        import av
-
-        self._corrupt += packet.is_corrupt
-        if not packet.is_discard:
-            self._packets += 1
+        """Count a packet, or the end of all; decode it while no picture has come."""
+        self.corrupt += packet.is_corrupt
+        if packet.size and not packet.is_discard:
+            self.packets += 1
             at = packet.dts if packet.pts is None else packet.pts
             if at is not None:
-                first, end = self._span or (at, at)
-                self._span = min(first, at), max(end, at + (packet.duration or 0))
-        if self._context and self._first is None and self._tried < _MAX_TRIED:
-            self._tried += 1
-            try:
-                self._first = next(iter(packet.decode()), None)
-            except av.error.FFmpegError:
-                return
+                self.times.append(at)
+                self.end = max(self.end, at + (packet.duration or 0))
+        if self.context and self.first is None and (self.tried < _MAX_TRIED or not packet.size):
+            self.tried += 1
+            with contextlib.suppress(OSError, ValueError):  # as most of PyAV's errors are; the next may decode
+                self.first = next(iter(packet.decode()), None)
 
     def described(self) -> dict[str, object]:
         """The track in numbers and FFmpeg's names."""
-        import av
-
-        stream, context = self._stream, self._context
-        if context and self._first is None:
-            with contextlib.suppress(av.error.FFmpegError):
-                self._first = next(iter(context.decode(None)), None)
-        frame = self._first
-        tick = stream.time_base
-        matrix = frame and frame.side_data.get("DISPLAYMATRIX")
+        stream, context, frame = self.stream, self.context, self.first
+        counted = {"index": stream.index, "disposition": int(stream.disposition), "packets": self.packets}
+        if context is None:
+            return {**counted, "codec": None, "width": 0, "height": 0}
         seen = frame or context
+        times = sorted(self.times)
+        matrix = bytes((frame and frame.side_data.get("DISPLAYMATRIX")) or b"")
         return {
-            "index": stream.index,
-            "codec": context.codec.canonical_name if context else None,
-            "pixel_format": (frame.format.name if frame else context.pix_fmt) if context else None,
-            "width": seen.width if seen else 0,
-            "height": seen.height if seen else 0,
-            "aspect": _fraction(stream.sample_aspect_ratio) if context else None,
-            "matrix": [int.from_bytes(bytes(matrix)[i : i + 4], sys.byteorder, signed=True) for i in range(0, 36, 4)]
-            if matrix
-            else None,
+            **counted,
+            "codec": context.codec.canonical_name,
+            "pixel_format": frame.format.name if frame else context.pix_fmt,
+            "width": seen.width,
+            "height": seen.height,
+            "aspect": _fraction(stream.sample_aspect_ratio),
+            "matrix": struct.unpack("=9i", matrix) if matrix else None,
             "rotation": frame.rotation if frame else 0,
             "average_rate": _fraction(stream.average_rate),
-            "first": float(frame.pts * tick) if frame and frame.pts is not None else None,
-            "span": [float(at * tick) for at in self._span] if self._span else None,
-            "packets": self._packets,
-            "stated": stream.frames,
-            "corrupt": self._corrupt,
-            "range": int(frame.color_range if frame else context.color_range) if context else 0,
-            "colors": [int(n) for n in (seen.colorspace, seen.color_primaries, seen.color_trc)] if seen else [2, 2, 2],
-            "interlaced": bool(frame and frame.interlaced_frame) or bool(context and context.field_order > 1),
+            "first": float(frame.pts * stream.time_base) if frame and frame.pts is not None else None,
+            "times": times and [float(at * stream.time_base) for at in (*times[:3], *times[-3:], self.end)],
+            "corrupt": self.corrupt,
+            "range": int(seen.color_range),
+            "colors": [int(seen.colorspace), int(seen.color_primaries), int(seen.color_trc)],
+            "interlaced": bool(frame and frame.interlaced_frame) or context.field_order > 1,
             "alpha": any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()),
-            "disposition": int(stream.disposition),
         }
 
 

@@ -229,7 +229,10 @@ def run_ffmpeg(
     """
     check_source(source)
     if target:
-        target.touch()  # a right to write is given for a file that is there
+        try:
+            target.touch()  # a right to write is given for a file that is there
+        except OSError as exc:
+            raise TranscodeError(printable(source.name), None, f"the clip can't be written: {exc.strerror}") from exc
     confined = launcher(
         network=False,
         writable=[target] if target else [],

@@ -13,7 +13,7 @@ from kdepth.errors import UnsupportedMediaError, printable
 from kdepth.video.probe import MediaInfo
 
 MAX_SIDE_PX = 4096  # of a very wide or tall clip; its shorter side gives way
-_TIME_BASE = "1/120000"
+TIME_BASE = "1/120000"  # s; milliseconds and the frame times of every common rate, NTSC's too, are whole numbers of it
 _HIGH_DYNAMIC_RANGE = ("smpte2084", "arib-std-b67")  # PQ and HLG
 _WIDE_PRIMARIES = ("bt2020", "film", "smpte428", "smpte431", "smpte432")
 # What the scale filter converts, what zscale has to, and what neither can.
@@ -50,7 +50,7 @@ def video_filters(source: Path, media: MediaInfo, height: int) -> tuple[str, boo
     fitted = f"w='2*max(1,round(min({width},{height}*dar)/2))':h='2*max(1,round(min({height},{width}/dar)/2))'"
     chain += _colors(source, media, fitted)
     # Pictures with one time between them (some files have them) are kept, a tick apart, and so are those before 0.
-    chain.append(f"settb={_TIME_BASE},setpts='if(isnan(PREV_OUTPTS),max(PTS,0),max(PTS,PREV_OUTPTS+1))'")
+    chain.append(f"settb={TIME_BASE},setpts='if(isnan(PREV_OUTPTS),max(PTS,0),max(PTS,PREV_OUTPTS+1))'")
     chain.append(f"format=yuv420p,pad={width}:{height}:(ow-iw)/2:(oh-ih)/2")  # bars, if the shape changes
     chain += ["setsar=1", "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"]
     return ",".join(chain), turns
@@ -85,7 +85,10 @@ def _upright(media: MediaInfo) -> list[str]:
 
 def _colors(source: Path, media: MediaInfo, size: str) -> list[str]:
     """Scale, and convert colours to BT.709 of limited range."""
-    primaries, transfer = media.color_primaries or "unknown", media.color_transfer or "unknown"
+    # FFmpeg fails at numbers that stand for nothing.
+    primaries, transfer = (
+        "unknown" if name in (None, "reserved") else name for name in (media.color_primaries, media.color_transfer)
+    )
     wide = primaries in _WIDE_PRIMARIES or transfer in _HIGH_DYNAMIC_RANGE
     if wide and transfer in _UNKNOWN_TRANSFERS:
         raise UnsupportedMediaError(printable(source.name), None, f"colours of the transfer characteristics {transfer}")
@@ -99,7 +102,6 @@ def _colors(source: Path, media: MediaInfo, size: str) -> list[str]:
     if wide:  # some files name only one of the three
         primaries = "bt2020" if primaries == "unknown" else primaries
         transfer = "bt2020-10" if transfer == "unknown" else transfer
-    # Said anew, always: FFmpeg fails at numbers that stand for nothing.
     chain = [f"setparams=color_primaries={primaries}:color_trc={transfer}"]
     if matrix in _SPECIAL_MATRICES:
         chain[0] += f":colorspace={matrix}"

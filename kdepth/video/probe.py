@@ -26,7 +26,7 @@ from kdepth.errors import (
 )
 from kdepth.video.ffmpeg import DEMUXERS, ChildResult, check_source, failure, launcher, run_child, without_paths
 
-# FFmpeg's names of the numbers of ITU-T H.273, from 0; empty: unknown (2) or reserved.
+# FFmpeg's names of the numbers of ITU-T H.273, from 0; empty: unknown (2), else reserved.
 _MATRICES = ["gbr", "bt709", "", "", "fcc", "bt470bg", "smpte170m", "smpte240m", "ycgco", "bt2020nc", "bt2020c"]
 _MATRICES += ["smpte2085", "chroma-derived-nc", "chroma-derived-c", "ictcp", "ipt-c2", "ycgco-re", "ycgco-ro"]
 _PRIMARIES = ["", "bt709", "", "", "bt470m", "bt470bg", "smpte170m", "smpte240m", "film", "bt2020", "smpte428"]
@@ -64,8 +64,10 @@ class MediaInfo:
         average_fps: Frames over duration; None if unknown.
         duration_seconds: From the first picture to the end of the last; None if unknown (times are missing, or the
             clock may jump, as in MPEG streams).
-        lead_seconds: How long before the stated start of the file its first picture is shown, >= 0.
+        first_seconds: When the first picture is shown, from the file's stated start on: sound may come before it; after
+            a careless cut the picture does, and this is negative.
         num_packets: Packets of the track that are to be shown: frames, or fields of interlaced video.
+        late_end_seconds: By how much the last three pictures take longer than the first three, >= 0.
         cut_off: Whether the file ends in the middle.
         color_range: ``tv`` or ``pc``; None if not said.
         color_space: Matrix, such as ``bt709``; None if not said.
@@ -73,7 +75,7 @@ class MediaInfo:
         color_transfer: Such as ``smpte2084`` (PQ); None if not said.
         interlaced: Whether frames are made of two fields.
         hidden_alpha: Whether transparency lies beside the pictures, as in WebM, where not every decoder looks at it.
-        audio_codec: Of the first audio track; None if there is none.
+        audio_codec: Of the first audio track that can be decoded; None if there is none.
     """
 
     container: str
@@ -87,8 +89,9 @@ class MediaInfo:
     display_matrix: tuple[int, ...] | None
     average_fps: float | None
     duration_seconds: float | None
-    lead_seconds: float
+    first_seconds: float
     num_packets: int
+    late_end_seconds: float
     cut_off: bool
     color_range: str | None
     color_space: str | None
@@ -126,10 +129,13 @@ def probe(source: str | Path, *, timeout_seconds: float = 60.0) -> MediaInfo:
         if result.returncode or "failed" in answer:
             raise _refusal(source, result, answer)
         return _media_info(source, answer, result)
-    except (ValueError, TypeError, KeyError, IndexError, ArithmeticError) as exc:  # a child that the file took over
+    except TranscodeError:
+        raise
+    except Exception as exc:  # the child crashed, or a file took it over and it says anything
         if result.returncode < 0:
             raise failure(source, result) from exc
-        raise DamagedMediaError(printable(source.name), result.returncode, "it can't be described") from exc
+        reason = f"it can't be described: {type(exc).__name__}"
+        raise DamagedMediaError(printable(source.name), result.returncode, reason) from exc
 
 
 def _refusal(source: Path, result: ChildResult, answer: dict[str, Any]) -> TranscodeError:
@@ -169,11 +175,15 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
             raise error
         raise DamagedMediaError(name, None, f"no picture of the {video['codec']} video can be decoded")
     matrix, primaries, transfer = map(int, video["colors"])
+    aspect = Fraction(*video["aspect"]) if video["aspect"] else Fraction(1)
     jumps = answer["container"] in ("mpeg", "mpegts")  # their clock may be set anew
-    first, end = map(float, video["span"] or (0, 0))
+    times = [float(time) for time in video["times"] or (0, 0)]
+    first, end = times[0], times[-1]
+    if end <= times[-2] and video["packets"] > 1:  # FLV and others do not say how long the last picture is shown
+        end = times[-2] + (times[-2] - first) / (video["packets"] - 1)
     duration = end - first if math.isfinite(end - first) and end > first and not jumps else None
     start = (answer["start"] or 0) / 1_000_000
-    lead = start - float(video["first"]) if video["first"] is not None else 0.0
+    begins = float(video["first"]) - start if video["first"] is not None else 0.0
     return MediaInfo(
         container=str(answer["container"]),
         track=int(video["index"]),
@@ -181,13 +191,14 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         pixel_format=video["pixel_format"] and str(video["pixel_format"]),
         width=int(video["width"]),
         height=int(video["height"]),
-        sample_aspect_ratio=Fraction(*video["aspect"]) if video["aspect"] else Fraction(1),
+        sample_aspect_ratio=aspect if 0.001 < aspect < 1000 else Fraction(1),
         rotation_deg=float(video["rotation"]),
         display_matrix=tuple(map(int, video["matrix"])) if video["matrix"] else None,
         average_fps=float(Fraction(*video["average_rate"])) if video["average_rate"] else None,
         duration_seconds=duration,
-        lead_seconds=lead if 0.0005 < lead < 10 else 0.0,
+        first_seconds=begins if 0.0005 < abs(begins) < 10 else 0.0,
         num_packets=int(video["packets"]),
+        late_end_seconds=max(0.0, times[5] - times[3] - (times[2] - times[0])) if len(times) == 7 else 0.0,
         cut_off=bool(
             answer["cut_off"] or (answer["container"].startswith("mov") and (answer["error"] or video["corrupt"]))
         ),
@@ -197,9 +208,10 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         color_transfer=_name(_TRANSFERS, transfer),
         interlaced=bool(video["interlaced"]),
         hidden_alpha=bool(video["alpha"]),
-        audio_codec=next((str(codec) for codec in answer["audio"] if codec), None),
+        audio_codec=str(answer["audio"][0]) if answer["audio"] else None,
     )
 
 
 def _name(names: list[str], number: int) -> str | None:
-    return (names[number] or None) if 0 <= number < len(names) else None
+    known = names[number] if 0 <= number < len(names) else ""
+    return known or (None if number == 2 else "reserved")

@@ -91,7 +91,8 @@ def _without_writing(libc: ctypes.CDLL, paths: list[str]) -> bool:
     rules = libc.syscall(_CREATE_RULESET, struct.pack("Q", rights), 8, 0)
     if rules < 0:
         return False
-    for path in [*paths, "/dev"]:  # /dev: null, and the devices of hardware encoders
+    devices = [f"/dev/{name}" for name in os.listdir("/dev") if name.startswith(("null", "dri", "nvidia"))]
+    for path in paths + devices:  # those of hardware encoders
         there = os.open(path, os.O_PATH)
         rule = struct.pack("=Qi", rights & (_WRITE_FILE | _TRUNCATE), there)
         libc.syscall(_ADD_RULE, rules, 1, rule, 0)

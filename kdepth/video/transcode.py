@@ -21,11 +21,10 @@ from kdepth.errors import (
     printable,
 )
 from kdepth.video.ffmpeg import MAX_PIXELS, ChildResult, can_encode, failure, input_arguments, run_ffmpeg
-from kdepth.video.filters import MAX_SIDE_PX, video_filters
+from kdepth.video.filters import MAX_SIDE_PX, TIME_BASE, video_filters
 from kdepth.video.probe import MediaInfo, probe
 
 MAX_HEIGHT_PX = 2160
-_TIME_BASE = "1/120000"  # s; milliseconds and the frame times of every common rate, NTSC's too, are whole numbers of it
 _KEY_FRAME_INTERVAL = 48
 _MAX_SOUND_AFTER_SECONDS = 60.0  # the last picture
 _TIMEOUT_SECONDS, _MAX_TIMEOUT_SECONDS = 300.0, 3600.0
@@ -93,7 +92,7 @@ def transcode_file(
         height: Pixels of the shorter side (a portrait clip becomes 360 x 640), even, 32 to 2160.
         encoder: ``"libx264"``, another encoder of FFmpeg's that kdepth knows, or ``"auto"``: hardware where it works.
         threads: Of decoder and encoder; 0 takes the machine's cores, at most 4 (more do not help at this size).
-        start_seconds: Take the frames from this time on, counted from the file's first; it becomes the clip's 0.
+        start_seconds: Take the frames from this time on, as a player counts; it becomes the clip's 0.
         end_seconds: Take the frames before this time.
         timeout_seconds: Wall-clock limit of all of it; None: 300 s, and more for long and large videos, up to an hour.
         max_duration_seconds: Longer clips are refused; of a segment, only that counts.
@@ -154,7 +153,7 @@ def transcode_file(
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """What is taken of a file, in seconds from its first picture."""
+    """What is taken of a file, in a player's seconds."""
 
     start: float
     end: float  # infinite: all the rest
@@ -165,7 +164,8 @@ class _Segment:
         start, end = start_seconds or 0.0, math.inf if end_seconds is None else end_seconds
         if not (0 <= start < end and math.isfinite(start)):
             raise ValueError(f"start_seconds={start_seconds}, end_seconds={end_seconds}: must be 0 <= start < end")
-        length = None if media.duration_seconds is None else min(end, media.duration_seconds) - start
+        duration = None if media.duration_seconds is None else media.duration_seconds + max(0.0, media.first_seconds)
+        length = None if duration is None else min(end, duration) - start
         return cls(start, end, length)
 
 
@@ -242,11 +242,12 @@ def _arguments(
     if turns:
         opening.append("-noautorotate")
     # FFmpeg counts from the file's stated start, before which the first pictures may lie.
-    seek, cut = math.floor((segment.start - media.lead_seconds) * 1e6) / 1e6, []
+    lead = max(0.0, -media.first_seconds)
+    seek, cut = math.floor((segment.start - lead) * 1e6) / 1e6, []
     if seek > 0 and media.container.startswith(_INDEXED):
         opening += ["-ss", f"{seek:.6f}"]
     else:
-        opening += ["-itsoffset", f"{media.lead_seconds:.6f}"] if media.lead_seconds else []
+        opening += ["-itsoffset", f"{lead:.6f}"] if lead else []
         cut = ["-ss", f"{segment.start:.6f}"] if segment.start else []
     most = limits.max_duration_seconds + 1
     if segment.length is not None:
@@ -255,8 +256,11 @@ def _arguments(
     trim = f"trim=end_frame={limits.max_frames + 1}," if not segment.start else ""
     video = [
         *("-map", f"0:{media.track}", "-vf", f"{trim}{filters},{last_filters}", "-c:v", encoder, *encoder_options),
-        *("-fps_mode", "vfr", "-enc_time_base", _TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
+        *("-fps_mode", "vfr", "-enc_time_base", TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
     ]
+    if media.late_end_seconds > 0.02:
+        # MP4 counts a track's duration in decoding times, which B-frames let run ahead of the pictures' own by two.
+        video += ["-bf", "0"]
     audio = ["-map", "0:a:0", "-c:a", "aac", "-aac_coder", "fast", "-b:a", "128k", "-ac", "2"] if with_audio else []
     return [
         *("-loglevel", "level+warning"),
@@ -276,6 +280,8 @@ def _check_whole(source: Path, media: MediaInfo, segment: _Segment, info: VideoI
     expected = media.num_packets
     if segment.length and media.duration_seconds:
         expected = int(expected * segment.length / media.duration_seconds)
+    elif segment.start or segment.end < math.inf:
+        expected = 1  # how much of the file the segment is, nobody says
     # A packet of interlaced video may hold half a frame, so that up to half of them may seem lost.
     if 3 * info.num_frames < expected:
         raise DamagedMediaError(name, 0, f"only {info.num_frames} of {expected} frames can be decoded")

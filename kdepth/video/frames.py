@@ -1,0 +1,149 @@
+"""Frames out of 360p files. Only for files that `transcode_file` wrote: they are decoded in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from kdepth.errors import DatasetError, printable
+
+
+class Frame(NamedTuple):
+    """A decoded frame of a 360p file: its index from 0, its time in seconds, and uint8 ``(H, W, 3)`` RGB."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    time_seconds: float
+    rgb: NDArray[np.uint8]
+
+
+@contextlib.contextmanager
+def opened(source: str | Path | BinaryIO, container_format: str, **options: str) -> Iterator[Any]:
+    """Open a file of ours in this process, as the one format that it has.
+
+    Args:
+        source: Its path, or a file that can seek (of an object store, or a blob), which is read as needed.
+        container_format: FFmpeg's name of the format.
+        options: Of the demuxer.
+
+    Raises:
+        DatasetError: It can't be opened, or what is done in the block can't be.
+    """
+    # An absolute path: "10:30.mp4" would be a protocol's.
+    file = os.path.abspath(source) if isinstance(source, str | Path) else source
+    try:
+        with av.open(file, format=container_format, options=options) as container:
+            yield container
+    except (OSError, av.error.FFmpegError, IndexError) as exc:
+        raise DatasetError(f"{file_name(source)} can't be decoded: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
+def file_name(source: str | Path | BinaryIO) -> str:
+    """What messages call a file."""
+    return printable(str(source)) if isinstance(source, str | Path) else "the clip's file"
+
+
+def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bool] | None = None) -> Iterator[Frame]:
+    """Frames of a 360p file in presentation order.
+
+    Without `wanted`, all are decoded. With it, the file's packets are read first, which tell every frame's time; then
+    decoding begins at the key frame before each wanted frame (there is one at least every 48 frames), and frames that
+    no other is made from are left out.
+
+    Args:
+        source: The 360p file: its path, or a file that can seek.
+        wanted: Told index and time in seconds of each frame, in order; those it says yes to are read. Default: all.
+
+    Raises:
+        DatasetError: The file is missing or can't be decoded.
+    """
+    with opened(source, "mov") as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # our encoder's pictures are one slice, which threads can't share
+        reformatter = VideoReformatter()  # one for all frames: setting one up takes 0.2 ms
+        if wanted is None:
+            for index, frame in enumerate(container.decode(stream)):
+                yield Frame(index, float(frame.time or 0.0), _rgb(frame, reformatter))
+            return
+        shown, keys = _index(container, stream)
+        times = [float(pts * stream.time_base) for pts in shown]
+        chosen = [(pts, index) for index, pts in enumerate(shown) if wanted(index, times[index])]
+        if len(chosen) == len(shown):
+            keys = []  # all, in one go
+        for _, group in groupby(chosen, lambda item: bisect_right(keys, item[0])):
+            indices = dict(group)
+            for pts, frame in _decode(container, stream, set(indices)):
+                index = indices[pts]
+                yield Frame(index, times[index], _rgb(frame, reformatter))
+
+
+def count_frames(source: str | Path | BinaryIO) -> int:
+    """Frames of a 360p file, by its packets. Raises as `read_frames`."""
+    with opened(source, "mov") as container:
+        return len(_index(container, container.streams.video[0])[0])
+
+
+def _index(container: Any, stream: Any) -> tuple[list[int], list[int]]:
+    """Times of all frames, and of the key frames, in ticks and in order."""
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    return sorted(packet.pts for packet in packets), sorted(packet.pts for packet in packets if packet.is_keyframe)
+
+
+def _decode(container: Any, stream: Any, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode the frames at these times, in ticks, which lie behind one key frame, in order."""
+    container.seek(min(wanted), stream=stream, backward=True)
+    missing = set(wanted)
+    for packet in container.demux(stream):
+        # Of the other frames only those are decoded that others are made from.
+        stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        for frame in packet.decode():
+            if frame.pts in missing:
+                missing.remove(frame.pts)
+                yield frame.pts, frame
+        if not missing:
+            return
+    raise DatasetError(f"{len(missing)} frames can't be decoded")
+
+
+def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
+    """The frame of a 360p file that is shown at a time; decodes from the key frame before it. ``index`` is -1.
+
+    Raises:
+        DatasetError: As `read_frames`.
+    """
+    with opened(source, "mov") as container:
+        stream = container.streams.video[0]
+        # A frame's own time, or else half a millisecond more: what people write down is rounded.
+        exactly, ticks = (round((time_seconds + more) / stream.time_base) for more in (0, 5e-4))
+        container.seek(ticks, stream=stream, backward=True)
+        # In decoding order; what is shown by then has been decoded by then.
+        packets, shown = [], list[int]()
+        for packet in container.demux(stream):
+            if shown and (packet.dts or 0) > ticks:  # but the first frame is shown before its time, too
+                break
+            packets.append(packet)
+            if packet.pts is not None:
+                shown.append(packet.pts)
+        by_then = max((pts for pts in shown if pts <= ticks), default=min(shown, default=0))
+        target = exactly if exactly in shown else by_then
+        for packet in [*packets, None]:
+            # Of the frames before it only those are decoded that others are made from.
+            stream.codec_context.skip_frame = "NONREF" if packet and (packet.pts or 0) < target else "DEFAULT"
+            for frame in stream.codec_context.decode(packet):
+                if frame.pts == target:
+                    return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
+    raise DatasetError(f"{file_name(source)} has no frame")
+
+
+def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+    rgb: NDArray[np.uint8] = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray().view(np.uint8)
+    return rgb
