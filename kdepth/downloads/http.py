@@ -165,15 +165,16 @@ class Transfer:
         started = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            async with asyncio.timeout(self._limits.timeout_seconds), self._alone() as waited:
-                if waited and self.path.exists():  # another has just made it
+            before = _stamp(self.path)
+            async with asyncio.timeout(self._limits.timeout_seconds), self._alone():
+                if _stamp(self.path) not in (None, before):  # another has just made it
                     self._sha256 = await asyncio.to_thread(_hashed, self.path)
                 else:
                     await self._to_its_place()
             self.take()
         except TimeoutError as exc:
-            waited_for = f"not whole after {self._limits.timeout_seconds} s ({self.num_bytes} bytes)"
-            raise DownloadTimeoutError(self.public_url, waited_for, self._http_status) from exc
+            reason = f"not whole after {self._limits.timeout_seconds} s ({self.num_bytes} bytes)"
+            raise DownloadTimeoutError(self.public_url, reason, self._http_status) from exc
         except OSError as exc:
             raise DownloadError(self.public_url, f"can't write {self.part.name}: {exc.strerror}") from exc
         finally:
@@ -185,7 +186,7 @@ class Transfer:
 
     def take(self) -> None:
         """Find the file whole at its place."""
-        self.num_bytes = self.total_bytes = self.path.stat().st_size
+        self.num_bytes = self.path.stat().st_size
         self.state = "whole"
 
     def identity(self) -> dict[str, Any]:
@@ -212,18 +213,16 @@ class Transfer:
             self.changed.notify_all()
 
     @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[bool]:
-        """One at a time on a file, of all processes; whether another had to be waited for."""
-        lock, waited = filelock.FileLock(f"{self.part}.lock"), False
-        while True:
+    async def _alone(self) -> AsyncIterator[None]:
+        """One at a time on a file, of all processes."""
+        lock = filelock.FileLock(f"{self.part}.lock", blocking=False)
+        while not lock.is_locked:
             try:
-                lock.acquire(blocking=False)
-                break
+                lock.acquire()
             except filelock.Timeout:
-                waited = True
                 await asyncio.sleep(_LOCK_SECONDS)
         try:
-            yield waited
+            yield
         finally:
             Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for a file that is gone makes a new one
             lock.release()
@@ -321,7 +320,7 @@ class Transfer:
             if total == self.num_bytes:
                 self.total_bytes, self._http_status = total, 206
                 return False
-            raise self._changed("the file on the server changed")
+            raise self._anew("the file on the server changed")
         if status >= 400:
             # The reason may be bytes of any kind.
             reason = printable((response.reason or "").encode("utf-8", "replace").decode(), 200)
@@ -336,7 +335,7 @@ class Transfer:
             validator = total = start = None
         same = (self.total_bytes or total) == total and (self._validator or validator) == (validator or self._validator)
         if status == 206 and (start != self.num_bytes or not same):
-            raise self._changed("not the range that was asked for")
+            raise self._anew("not the range that was asked for")
         if status == 200:
             if self.num_bytes:  # it knows no ranges, or has another file now
                 self._restart()
@@ -431,7 +430,7 @@ class Transfer:
             return DownloadError(url, f"the answer is not HTTP as it should be: {reason}", status)
         return _PassingError(self._incomplete(f"the transfer broke ({what})"))
 
-    def _changed(self, why: str) -> Exception:
+    def _anew(self, why: str) -> Exception:
         self._restart()
         return _PassingError(IncompleteDownloadError(self.public_url, why, self._http_status))
 
@@ -464,6 +463,14 @@ class _PassingError(Exception):
     def __init__(self, error: DownloadError, retry_after_seconds: float = 0.0) -> None:
         super().__init__(error, retry_after_seconds)
         self.error, self.retry_after_seconds = error, retry_after_seconds
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when another file takes a file's place; None if there is none."""
+    try:
+        return path.stat().st_ino, path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _hashed(path: Path) -> hashlib._Hash:
