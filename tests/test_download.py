@@ -24,9 +24,9 @@ import pytest
 import trustme
 from http_server import Fault, Server, serve
 
-from kdepth.downloads import http as transfer
 from kdepth.downloads import network as addresses
 from kdepth.downloads.http import Fetched, Limits, Transfer, fetch
+from kdepth.downloads.http_answers import content_range, retry_after_seconds
 from kdepth.downloads.network import client_session, public_url
 from kdepth.errors import (
     DownloadError,
@@ -162,16 +162,42 @@ async def test_two_at_once_on_a_file_have_it_from_one_transfer(
     assert leftovers(tmp_path / "clip.mp4") == ["clip.mp4"]
 
 
+async def test_who_waited_in_vain_downloads_by_itself(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked, flock, path = asyncio.Event(), fcntl.flock, tmp_path / "clip.mp4"
+    path.write_bytes(b"of an earlier time")
+
+    def told(*arguments: Any) -> None:
+        try:
+            flock(*arguments)
+        except BlockingIOError:
+            blocked.set()
+            raise
+
+    monkeypatch.setattr(fcntl, "flock", told)
+    with serve(folder, faults={NAME: [Fault(hold_at=0.5, reset_at=0.5)]}) as server:
+        one = asyncio.create_task(get(server.url(NAME), path, attempts=1))
+        await asyncio.to_thread(server.held.wait)
+        two = asyncio.create_task(get(server.url(NAME), path))
+        await blocked.wait()
+        server.release()
+        with pytest.raises(IncompleteDownloadError):
+            await one
+        assert (await two).sha256 == SHA256
+    assert path.read_bytes() == VIDEO
+
+
 @pytest.mark.parametrize(
     "header", ["\u00b2", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "9" * 5000, "-1", "soon"]
 )
 def test_a_retry_after_that_means_nothing_is_none(header: str) -> None:
-    assert transfer._retry_after_seconds(header) == 0
+    assert retry_after_seconds(header) == 0
 
 
 @pytest.mark.parametrize("total", ["9" * 5000, "\u0663"])
 def test_a_content_range_with_no_number_is_none(total: str) -> None:
-    assert transfer._content_range(f"bytes 0-1/{total}") == (None, None)
+    assert content_range(f"bytes 0-1/{total}") == (None, None)
 
 
 @contextlib.contextmanager
