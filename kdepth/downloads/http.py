@@ -19,18 +19,18 @@ from typing import IO, Any, Literal
 
 import aiohttp
 import filelock
-from yarl import URL
 
 from kdepth.downloads.file_types import HEAD_BYTES, not_a_video, not_an_archive
 from kdepth.downloads.http_answers import (
     PassingError,
     check_status,
     content_range,
+    followed,
     is_decoded,
     translated,
-    validator,
+    validator_of,
 )
-from kdepth.downloads.network import NotPublicError, client_session, get, public_url, sendable_url
+from kdepth.downloads.network import NotPublicError, client_session, get, public_url
 from kdepth.errors import (
     ArchiveError,
     DownloadError,
@@ -201,7 +201,7 @@ class Transfer:
         try:
             async with await self._get({"Range": "bytes=0-0"}) as response:
                 _, total = content_range(response.headers.get("Content-Range", ""))
-                now = {"validator": validator(response), "total_bytes": total or response.content_length}
+                now = {"validator": validator_of(response), "total_bytes": total or response.content_length}
                 return (now["validator"] is not None and now == identity) if response.ok else None
         except (DownloadError, PassingError):
             return None
@@ -271,8 +271,8 @@ class Transfer:
 
     async def _once(self) -> None:
         headers = {"Range": f"bytes={self.num_bytes}-"} if self.num_bytes else {}
-        if self.num_bytes and self._validator and not self._validator.startswith("W/"):
-            headers["If-Range"] = self._validator
+        if self.num_bytes and self._is_strong():
+            headers["If-Range"] = self._validator or ""
         async with await self._get(headers) as response:
             if self._begin(response):
                 try:
@@ -282,7 +282,7 @@ class Transfer:
 
     async def _get(self, headers: dict[str, str]) -> aiohttp.ClientResponse:
         """The first answer that is not a redirect. The user name and password go to their own origin only."""
-        url = self._followed(self._url, None)
+        url = followed(self._url, None, self.public_url, None)
         origin, own = url.origin(), {}
         if url.user is not None:
             login = f"{url.user}:{url.password or ''}".encode()
@@ -298,22 +298,8 @@ class Transfer:
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
             response.release()
-            url = self._followed(location, url)
+            url = followed(location, url, self.public_url, response.status)
         raise RefusedAddressError(self.public_url, f"more than {MAX_REDIRECTS} redirects", self._http_status)
-
-    def _followed(self, location: str, base: URL | None) -> URL:
-        """Where a redirect of `base` leads; without one the URL that was asked for."""
-        what = "this is" if base is None else "redirected to"
-        try:
-            url = sendable_url(location, base)
-        except ValueError as exc:
-            raise RefusedAddressError(self.public_url, f"{what} not a URL", self._http_status) from exc
-        if url.scheme not in ("http", "https") or not url.host:
-            reason = f"{what} a {url.scheme or 'relative'} URL; only http and https"
-            raise RefusedAddressError(self.public_url, reason, self._http_status)
-        if base is not None and (base.scheme, url.scheme) == ("https", "http"):
-            raise RefusedAddressError(self.public_url, "redirected from https to http", self._http_status)
-        return url
 
     def _begin(self, response: aiohttp.ClientResponse) -> bool:
         """Look at status and headers; False if there is nothing left to receive."""
@@ -325,7 +311,7 @@ class Transfer:
                 return False
             raise self._anew("the file on the server changed")
         check_status(response, self.public_url)
-        now, total = validator(response), total if status == 206 else response.content_length
+        now, total = validator_of(response), total if status == 206 else response.content_length
         if is_decoded(response, self.public_url):  # what the server counts are other bytes
             now = total = start = None
         same = (self.total_bytes or total) == total and (self._validator or now) == (now or self._validator)
@@ -365,7 +351,7 @@ class Transfer:
                         reason = f"fewer than {least:g} bytes in {window:g} s"
                         raise PassingError(DownloadTimeoutError(self.public_url, reason, response.status))
                     since, then = time.monotonic(), now
-                if before < _WORTH_RESUMING_BYTES <= now and self._validator and not self._validator.startswith("W/"):
+                if before < _WORTH_RESUMING_BYTES <= now and self._is_strong():
                     self._notes.write_text(json.dumps(self.identity()))
                 self._tell()
             if self.total_bytes is not None and self.num_bytes < self.total_bytes:
@@ -379,6 +365,10 @@ class Transfer:
         wrong = (not_an_archive if self._is_archive else not_a_video)(file.read(HEAD_BYTES))
         if wrong is not None:
             raise (ArchiveError if self._is_archive else NotAVideoError)(self.public_url, wrong, self._http_status)
+
+    def _is_strong(self) -> bool:
+        """Whether the server says what tells the file's bytes from others."""
+        return self._validator is not None and not self._validator.startswith("W/")
 
     def _so_far(self) -> str:
         return f"at {self.num_bytes}{'' if self.total_bytes is None else f' of {self.total_bytes}'} bytes"
@@ -412,10 +402,7 @@ class Transfer:
 
 def _stamp(path: Path) -> tuple[int, int] | None:
     """What changes when another file takes a file's place; None if there is none."""
-    try:
-        return path.stat().st_ino, path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
 def _hashed(path: Path) -> hashlib._Hash:

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import aiohttp
+from yarl import URL
 
-from kdepth.downloads.network import NotPublicError, stays_gzip
+from kdepth.downloads.network import NotPublicError, sendable_url, stays_gzip
 from kdepth.errors import (
     DownloadError,
     DownloadTimeoutError,
@@ -59,6 +60,29 @@ def translated(exc: Exception, url: str, status: int | None, so_far: str) -> Exc
     return PassingError(IncompleteDownloadError(url, f"the transfer broke ({what}) {so_far}", status))
 
 
+def followed(location: str, base: URL | None, shown: str, status: int | None) -> URL:
+    """Where a redirect of `base` leads; without one, the URL that is asked for.
+
+    Args:
+        location: As the header, or the list, has it.
+        base: What was redirected.
+        shown, status: For the error.
+
+    Raises:
+        RefusedAddressError: To no URL, to another scheme than http and https, or from https to http.
+    """
+    what = "this is" if base is None else "redirected to"
+    try:
+        url = sendable_url(location, base)
+    except ValueError as exc:
+        raise RefusedAddressError(shown, f"{what} not a URL", status) from exc
+    if url.scheme not in ("http", "https") or not url.host:
+        raise RefusedAddressError(shown, f"{what} a {url.scheme or 'relative'} URL; only http and https", status)
+    if base is not None and (base.scheme, url.scheme) == ("https", "http"):
+        raise RefusedAddressError(shown, "redirected from https to http", status)
+    return url
+
+
 def check_status(response: aiohttp.ClientResponse, url: str) -> None:
     """Raise what a status means that is not success: a `PassingError` if it may pass."""
     status = response.status
@@ -85,7 +109,7 @@ def is_decoded(response: aiohttp.ClientResponse, url: str) -> bool:
     raise DownloadError(url, reason, response.status)
 
 
-def validator(response: aiohttp.ClientResponse) -> str | None:
+def validator_of(response: aiohttp.ClientResponse) -> str | None:
     """What says that the bytes are the same; a weak ETag, which differs between mirrors, if there is nothing better."""
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified") or etag or None
