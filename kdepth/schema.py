@@ -152,16 +152,30 @@ SOURCE_SCHEMA = pa.schema(
 _KINETICS_NAME = re.compile(r"(?P<youtube_id>[A-Za-z0-9_-]{11})_(?P<start>[0-9]{6})_(?P<end>[0-9]{6})")
 # Kinetics' clips have 10 s. A longer span than this is something else: a camera's date and time look the same.
 _MAX_CLIP_SECONDS = 600
-# Keys that together tell a signed URL (of S3, Google's store, CloudFront, Azure's), and what is then there for it.
+# Keys that together tell a signed URL, and the keys that may be others the next time. In small letters.
 _SIGNED = (
-    ({"x-amz-signature"}, "x-amz-.*"),
+    ({"x-amz-signature"}, "x-amz-.*"),  # Amazon S3 and all that speak its language
     ({"x-goog-signature"}, "x-goog-.*"),
     *(
-        ({"signature", key}, "signature|expires|policy|awsaccesskeyid|googleaccessid|key-pair-id")
-        for key in ("awsaccesskeyid", "googleaccessid", "key-pair-id")
+        ({"signature", key}, f"signature|expires|policy|{key}|security-token|x-(amz|cos|obs)-security-token")
+        # S3 before 2014, Google's store, CloudFront, Alibaba OSS, Huawei OBS, Google's Cloud CDN.
+        for key in ("awsaccesskeyid", "googleaccessid", "key-pair-id", "ossaccesskeyid", "accesskeyid", "keyname")
     ),
-    ({"sig", "sv", "se"}, "sig|sv|se|st|sp|sr|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv"),
+    # Not what they make of the file, such as x-oss-process.
+    ({"x-oss-signature"}, "x-oss-(signature.*|credential|date|expires|security-token|additional-headers)"),  # Alibaba
+    (
+        {"x-tos-signature"},
+        "x-tos-(signature|signedheaders|algorithm|credential|date|expires|security-token)",
+    ),  # Volcano
+    ({"q-signature", "q-ak"}, "q-(signature|sign-algorithm|ak|.*time|.*-list)|x-cos-security-token"),  # Tencent COS
+    # Azure: with times of its own, or with those of a stored policy.
+    *(({"sig", "sv", key}, "sig|sv|se|st|sp|sr|spr|si|sip|ss|srt|skoid|sktid|skt|ske|sks|skv") for key in ("se", "si")),
+    *(({key}, key) for key in ("hdnts", "hdnea", "hdntl")),  # Akamai
+    *(({key, "expires"}, f"{key}|expires|token_path") for key in ("token", "md5")),  # Bunny; nginx
+    *(({f"{cdn}secret", f"{cdn}time"}, f"{cdn}(secret|time)") for cdn in ("ws", "tx")),  # Wangsu; Tencent's CDN
 )
+# CDNs with one parameter for time, place and hash: known by its value (Alibaba, Tencent; Cloudflare).
+_SIGNED_VALUE = re.compile(r"(?i)(auth_key|sign)=[0-9]{10}-[^-]+-[^-]+-[0-9a-f]{32}|verify=[0-9]{10}-.+")
 
 
 def kinetics_clip_id(youtube_id: str, time_start_seconds: float, time_end_seconds: float) -> str:
@@ -195,10 +209,12 @@ def lasting_url(url: str) -> str:
     """A URL without what may be another for the same file the next time: user name, password, signature."""
     parts = urlsplit(url)
     found = {parameter: parameter.partition("=")[0].lower() for parameter in parts.query.split("&")}
-    signed = [names for keys, names in _SIGNED if keys <= set(found.values())]
-    if not signed and "@" not in parts.netloc:
+    signed = "|".join(names for keys, names in _SIGNED if keys <= set(found.values())) or "(?!)"
+    changing = {parameter for parameter, key in found.items() if re.fullmatch(signed, key)}
+    changing |= {parameter for parameter in found if _SIGNED_VALUE.fullmatch(parameter)}
+    if not changing and "@" not in parts.netloc:
         return url
-    query = "&".join(parameter for parameter, key in found.items() if not re.fullmatch("|".join(signed) or "(?!)", key))
+    query = "&".join(parameter for parameter in found if parameter not in changing)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
 
 

@@ -62,6 +62,7 @@ class Request:
     """One line of the server's log."""
 
     path: str
+    target: str  # path and query as they were sent
     headers: Mapping[str, str]
     time_seconds: float
     status: int = 0
@@ -138,7 +139,7 @@ class Server:
         await runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        log = Request(request.match_info["path"], dict(request.headers), time.monotonic())
+        log = Request(request.match_info["path"], request.raw_path, dict(request.headers), time.monotonic())
         self.requests.append(log)
         self._concurrent += 1
         self.max_concurrent = max(self.max_concurrent, self._concurrent)

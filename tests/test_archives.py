@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -26,7 +27,7 @@ from http_server import Fault, Server, serve
 import kdepth
 from kdepth.downloads.archive import ARCHIVE_LIMITS, Member, archive_path, index_name, read_archive, read_index
 from kdepth.downloads.network import client_session
-from kdepth.errors import ArchiveError, DownloadError, HttpStatusError, IncompleteDownloadError
+from kdepth.errors import ArchiveError, DownloadError, DownloadTimeoutError, HttpStatusError, IncompleteDownloadError
 from kdepth.schema import clip_id_for
 from kdepth.sources import read_sources
 
@@ -239,6 +240,191 @@ async def test_hundreds_of_headers_for_one_member_are_damage(
     assert members == []
     assert [error.member for error in errors] == [None]
     assert archive_files(root) == []
+
+
+def header(kind: bytes, data: bytes) -> bytes:
+    """An extended header of a tar."""
+    info = tarfile.TarInfo("more")
+    info.type, info.size = kind, len(data)
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
+
+
+async def test_pax_records_are_not_searched_for_ever(server: Server, folder: Path, root: Path) -> None:
+    # CVE-2024-6232: tarfile took 10 s for 128 KiB of digits, and held the interpreter.
+    for data in (
+        b"1" * 2**17,
+        b"1" * 15_000,
+        b"9" * 4000 + b" hdrcharset=",
+        b"0 a=b\n",
+        b"1 =\n",
+        b"99 a=b\n" + b"1" * 10_000,
+    ):
+        (folder / "x.tar").write_bytes(header(b"x", data) * 50 + tar_bytes(CLIPS, "w"))
+        members, (error,) = await read(server.url("x.tar"), root)
+        assert members == []
+        assert "a broken PAX header" in error.reason or f"a header of {len(data)} bytes" in error.reason
+        assert archive_files(root) == []
+
+
+async def test_global_headers_do_not_pile_up(server: Server, folder: Path, root: Path) -> None:
+    # tarfile copies all of them for each member: over 90 s for 4.4 MB.
+    clips = {f"{i:04d}.mp4": b"\0%d" % i for i in range(2000)}
+    parts = [
+        header(b"g", f"1200 key{i}={'v' * 1185}\n".encode()[:1199] + b"\n") + tar_bytes({name: data}, "w")[:1024]
+        for i, (name, data) in enumerate(clips.items())
+    ]
+    (folder / "x.tar").write_bytes(b"".join(parts) + bytes(1024))
+    members, errors = await read(server.url("x.tar"), root)
+    assert errors == []
+    check(members, clips, root)
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+async def test_so_many_small_members_are_no_videos(server: Server, folder: Path, root: Path, kind: str) -> None:
+    names = {f"{i}.mp4": b"" for i in range(20_000)}  # 125,000 made as many failed rows of 1.1 MB
+    (folder / "x").write_bytes(tar_bytes(names) if kind == "tar" else zip_bytes(names))
+    size = (folder / "x").stat().st_size
+    members, errors = await read(server.url("x"), root)
+    assert members == []
+    assert len(errors) <= 1002 + size / 1024
+    assert f"{len(errors)} videos in " in errors[-1].reason
+
+
+async def test_a_table_of_contents_is_bounded(server: Server, folder: Path, root: Path) -> None:
+    # 45 MB of it took 444 MB of memory.
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0) + b"a.mp4"
+    first = zip_bytes({"a.mp4": b"\0"})[:36]
+    table = entry * 60_000
+    for end in (
+        struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 60_000, 60_000, len(table), len(first), 0),
+        # Its size in a record of its own, as of a zip of many gigabytes.
+        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 60_000, 60_000, len(table), len(first))
+        + struct.pack("<4sLQL", b"PK\6\7", 0, len(first + table), 1)
+        + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, 2**32 - 1, 2**32 - 1, 0),
+    ):
+        (folder / "x.zip").write_bytes(first + table + end)
+        with zipfile.ZipFile(folder / "x.zip") as archive:
+            assert len(archive.infolist()) == 60_000
+        members, (error,) = await read(server.url("x.zip"), root)
+        assert members == []
+        assert "a table of contents of more than 21" in error.reason
+
+
+@pytest.mark.parametrize("kind", ["gnu", "pax", "zip"])
+async def test_names_of_a_mebibyte_are_refused(server: Server, folder: Path, root: Path, kind: str) -> None:
+    for length in (4000, 5000, 2**20):
+        name = "n" * (length - 4) + ".mp4"
+        if kind == "zip":
+            data = zip_bytes({name[-65_000:]: b"\0data"})
+        else:
+            buffer = io.BytesIO()
+            with tarfile.open(
+                fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT if kind == "gnu" else tarfile.PAX_FORMAT
+            ) as tar:
+                info = tarfile.TarInfo(name)
+                info.size = 5
+                tar.addfile(info, io.BytesIO(b"\0data"))
+            data = buffer.getvalue()
+        (folder / f"{length}").write_bytes(data)
+        members, errors = await read(server.url(f"{length}"), root)
+        assert [member.name for member in members] == ([name] if length == 4000 else [])
+        assert len(errors) == (length > 4000)
+        assert all(re.search("a name of (5000|65000) char|a header of 1048", error.reason) for error in errors)
+        assert all(len(str(error)) < 500 for error in errors)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+async def test_every_format_of_tar(server: Server, folder: Path, root: Path, form: int) -> None:
+    names = ["a.mp4", "d" * 90 + "/" + "e" * 60 + ".mp4", "é.mp4"]
+    names += [] if form == tarfile.USTAR_FORMAT else ["f/" * 100 + "ü" * 200 + ".mp4", "g" * 100 + ".mp4"]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form, pax_headers={"comment": "of all"}) as tar:
+        for name in names:
+            folder_info, info = tarfile.TarInfo(name.removesuffix(".mp4") + "_d.mp4"), tarfile.TarInfo(name)
+            folder_info.type = tarfile.DIRTYPE
+            tar.addfile(folder_info)
+            info.size, info.mtime, info.uid, info.uname = 1000, 1.25 if form == tarfile.PAX_FORMAT else 1, 2**20, "ñ"
+            tar.addfile(info, io.BytesIO(name.encode().ljust(1000, b"\0")))
+    (folder / "x.tar").write_bytes(buffer.getvalue())
+    members, errors = await read(server.url("x.tar"), root)
+    assert errors == []
+    check(members, {name: name.encode().ljust(1000, b"\0") for name in names}, root)
+
+
+@pytest.mark.parametrize("form", ["gnu", "oldgnu", "posix", "v7", "ustar"])
+async def test_what_tar_itself_makes(server: Server, folder: Path, root: Path, tmp_path: Path, form: str) -> None:
+    (tmp_path / "in").mkdir()
+    for name, data in CLIPS.items():
+        (tmp_path / "in" / Path(name).name).write_bytes(data)
+    is_sparse = form in ("gnu", "oldgnu", "posix")
+    with open(tmp_path / "in" / "0sparse.mp4", "wb") as file:  # more pieces than a header has room for
+        for i in range(40):
+            file.seek(i * 2**16)
+            file.write(b"piece")
+    options = ["--sparse"] if is_sparse else []
+    subprocess.run(
+        ["tar", "--sort=name", f"--format={form}", *options, "-cf", folder / "x.tar", "in"], cwd=tmp_path, check=True
+    )
+    members, errors = await read(server.url("x.tar"), root)
+    expected = [f"in/{Path(name).name}" for name in NAMES]
+    assert [(error.member, error.reason) for error in errors] == [
+        ("in/0sparse.mp4", "in/0sparse.mp4 is a sparse file")
+    ] * is_sparse
+    assert sorted(member.name for member in members) == sorted(expected + ["in/0sparse.mp4"] * (not is_sparse))
+    for member in members:
+        assert member.path.read_bytes() == (tmp_path / member.name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+async def test_archives_made_on_windows(server: Server, folder: Path, root: Path, kind: str) -> None:
+    clips = {name.replace("/", "\\"): data for name, data in CLIPS.items()}
+    others = {"__MACOSX\\val\\b.mp4": b"mac", "val\\._c.mp4": b"mac", "val\\folder.mp4\\": b""}
+    data = (tar_bytes if kind == "tar" else zip_bytes)(clips | others)
+    (folder / f"x.{kind}").write_bytes(data)
+    members, errors = await read(server.url(f"x.{kind}"), root)
+    assert errors == []
+    check(members, CLIPS, root)
+    assert [member.clip_id for member in members] == [Path(name).stem for name in NAMES]
+
+
+async def test_an_archive_that_is_said_to_be_compressed(server: Server, folder: Path, root: Path) -> None:
+    for name, data in {
+        "as it is.tar.gz": tar_bytes(CLIPS),
+        "on the way.tar": tar_bytes(CLIPS),
+        "on the way.zip": gzip.compress(zip_bytes(CLIPS)),
+    }.items():
+        headers = {"Content-Encoding": "gzip"}
+        faults = [Fault(headers=headers, reset_at=0.5), Fault(headers=headers), Fault(headers=headers)]
+        (folder / name).write_bytes(data)
+        server.fail_next(name, *faults)
+        members, errors = await read(server.url(name), root)
+        assert errors == []
+        assert [member.path.read_bytes() for member in members] == list(CLIPS.values())
+        # What is a gzip file anyway is continued where it broke.
+        statuses = [request.status for request in server.of(name)]
+        assert statuses == ([200, 206] if name.endswith("gz") else [200, 206, 200])
+
+
+async def test_an_archive_that_drips_is_broken_off(server: Server, folder: Path, root: Path) -> None:
+    (folder / "x.tar").write_bytes(tar_bytes(CLIPS, "w"))
+    server.fail_next("x.tar", *[Fault(drip_seconds=0.005)] * 3)
+    async with client_session(allow_private_hosts=True, stall_seconds=0.3) as session:
+        for limits, says in (
+            (replace(QUICK, attempts=2), "fewer than 300 bytes"),
+            (replace(QUICK, min_bytes_per_second=0, timeout_seconds=1), "not whole after 1 s"),
+        ):
+            with pytest.raises(DownloadTimeoutError, match=says):
+                async for _ in read_archive(server.url("x.tar"), root, session=session, limits=limits):
+                    pass
+    assert len(server.requests) == 3
+
+
+async def test_an_archive_that_leads_nowhere_is_a_failed_download(server: Server, folder: Path, root: Path) -> None:
+    (folder / "x.tar").write_bytes(tar_bytes(CLIPS, "w"))
+    await read(server.url("x.tar"), root)
+    server.fail_next("x.tar", Fault(302, {"Location": "http://a..b/"}))
+    members, errors = await read(server.url("x.tar"), root, skip=NAMES[1:], afresh=True)
+    assert ([member.name for member in members], errors) == (NAMES[:1], [])
 
 
 async def test_a_member_that_bzip2_refuses_is_one_member(server: Server, folder: Path, root: Path) -> None:
@@ -748,8 +934,8 @@ def test_a_killed_process_goes_on_from_the_disk(server: Server, folder: Path, ro
         assert child.wait() == -signal.SIGKILL
     assert subprocess.run(command, check=True).returncode == 0
     assert sorted((root / "done").read_text().split()) == list(clips)
-    # A kill between a file and its line in the log leaves a file that nobody names; none is half.
-    unpacked = [(path.name.partition(".")[0] + path.suffix, path.read_bytes()) for path in (root / "raw").iterdir()]
+    # A kill leaves a part, or a file that nobody names; none of these is half.
+    unpacked = [(path.name.partition(".")[0] + ".mp4", path.read_bytes()) for path in (root / "raw").glob("*.mp4")]
     assert {(name, hashlib.sha256(data).digest()) for name, data in unpacked} == {
         (name, hashlib.sha256(data).digest()) for name, data in clips.items()
     }

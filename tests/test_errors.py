@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from kdepth import errors
-from kdepth.errors import ArchiveError, DownloadError, KdepthError, TranscodeError
+from kdepth.errors import ArchiveError, DownloadError, KdepthError, TranscodeError, printable
 
 
 def every_error() -> list[KdepthError]:
@@ -30,3 +30,32 @@ def test_errors_cross_process_boundaries_whole(error: KdepthError) -> None:
     assert str(copy) == str(error)
     assert str(error)
     assert type(error).__name__ in (errors.__doc__ or "")
+
+
+HOSTILE = "a\x1b]0;owned\x07\r\nb\u202ec\u200b\ud800\x9b31m"
+
+
+@pytest.mark.parametrize("error", every_error(), ids=lambda error: type(error).__name__)
+def test_no_message_obeys_what_came_from_outside(error: KdepthError) -> None:
+    kind = type(error)
+    if isinstance(error, ArchiveError):
+        hostile: KdepthError = kind(f"http://h/{HOSTILE}", HOSTILE, 200, HOSTILE)
+    elif isinstance(error, DownloadError):
+        hostile = kind(f"http://h/{HOSTILE}", HOSTILE, 404)
+    elif isinstance(error, TranscodeError):
+        hostile = kind(f"/home/alice/{HOSTILE}.mp4", 1, HOSTILE)
+    else:
+        hostile = kind(HOSTILE)
+    message = str(hostile)
+    assert message.encode()
+    assert all(line.isprintable() for line in message.split("\n"))
+    assert "\\x1b]0;owned\\x07\\r" in message
+    assert "alice" not in message
+    assert str(pickle.loads(pickle.dumps(hostile))) == message
+
+
+def test_long_messages_are_cut() -> None:
+    assert printable("a" * 3000) == "a" * 1997 + "..."
+    assert printable("\x1b" * 600) == ("\\x1b" * 600)[:1997] + "..."
+    assert printable("é ok ü") == "é ok ü"
+    assert len(str(DownloadError("http://h/", "r" * 2**20))) == 4000

@@ -9,24 +9,28 @@ import json
 import logging
 import os
 import random
-import re
-import socket
 import threading
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import aiohttp
 import filelock
-from yarl import URL
 
 from kdepth.downloads.file_types import HEAD_BYTES, not_a_video, not_an_archive
-from kdepth.downloads.network import NotPublicError, client_session, get, public_url, sendable_url, stays_gzip
+from kdepth.downloads.http_answers import (
+    PassingError,
+    check_status,
+    content_range,
+    followed,
+    is_decoded,
+    translated,
+    validator_of,
+)
+from kdepth.downloads.network import NotPublicError, client_session, get, public_url
 from kdepth.errors import (
     ArchiveError,
     DownloadError,
@@ -37,7 +41,6 @@ from kdepth.errors import (
     IncompleteDownloadError,
     NotAVideoError,
     RefusedAddressError,
-    printable,
 )
 
 _log = logging.getLogger(__name__)
@@ -165,15 +168,16 @@ class Transfer:
         started = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            async with asyncio.timeout(self._limits.timeout_seconds), self._alone() as waited:
-                if waited and self.path.exists():  # another has just made it
+            before = _stamp(self.path)
+            async with asyncio.timeout(self._limits.timeout_seconds), self._alone():
+                if _stamp(self.path) not in (None, before):  # another has just made it
                     self._sha256 = await asyncio.to_thread(_hashed, self.path)
                 else:
                     await self._to_its_place()
             self.take()
         except TimeoutError as exc:
-            waited_for = f"not whole after {self._limits.timeout_seconds} s ({self.num_bytes} bytes)"
-            raise DownloadTimeoutError(self.public_url, waited_for, self._http_status) from exc
+            reason = f"not whole after {self._limits.timeout_seconds} s ({self.num_bytes} bytes)"
+            raise DownloadTimeoutError(self.public_url, reason, self._http_status) from exc
         except OSError as exc:
             raise DownloadError(self.public_url, f"can't write {self.part.name}: {exc.strerror}") from exc
         finally:
@@ -185,7 +189,7 @@ class Transfer:
 
     def take(self) -> None:
         """Find the file whole at its place."""
-        self.num_bytes = self.total_bytes = self.path.stat().st_size
+        self.num_bytes = self.path.stat().st_size
         self.state = "whole"
 
     def identity(self) -> dict[str, Any]:
@@ -196,10 +200,10 @@ class Transfer:
         """Whether the server still has the file of an earlier `identity`; None: it could not be asked."""
         try:
             async with await self._get({"Range": "bytes=0-0"}) as response:
-                _, total = _content_range(response.headers.get("Content-Range", ""))
-                now = {"validator": _validator(response), "total_bytes": total or response.content_length}
+                _, total = content_range(response.headers.get("Content-Range", ""))
+                now = {"validator": validator_of(response), "total_bytes": total or response.content_length}
                 return (now["validator"] is not None and now == identity) if response.ok else None
-        except (DownloadError, _PassingError):
+        except (DownloadError, PassingError):
             return None
 
     def forget(self) -> None:
@@ -212,18 +216,16 @@ class Transfer:
             self.changed.notify_all()
 
     @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[bool]:
-        """One at a time on a file, of all processes; whether another had to be waited for."""
-        lock, waited = filelock.FileLock(f"{self.part}.lock"), False
-        while True:
+    async def _alone(self) -> AsyncIterator[None]:
+        """One at a time on a file, of all processes."""
+        lock = filelock.FileLock(f"{self.part}.lock", blocking=False)
+        while not lock.is_locked:
             try:
-                lock.acquire(blocking=False)
-                break
+                lock.acquire()
             except filelock.Timeout:
-                waited = True
                 await asyncio.sleep(_LOCK_SECONDS)
         try:
-            yield waited
+            yield
         finally:
             Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for a file that is gone makes a new one
             lock.release()
@@ -253,7 +255,7 @@ class Transfer:
             self.attempts += 1
             try:
                 return await self._once()
-            except _PassingError as broken:
+            except PassingError as broken:
                 # A long file over a bad line breaks often: only requests in a row that bring nothing count.
                 failures = 0 if self.num_bytes >= best + _PROGRESS_BYTES else failures
                 best = max(best, self.num_bytes)
@@ -269,18 +271,18 @@ class Transfer:
 
     async def _once(self) -> None:
         headers = {"Range": f"bytes={self.num_bytes}-"} if self.num_bytes else {}
-        if self.num_bytes and self._validator and not self._validator.startswith("W/"):
-            headers["If-Range"] = self._validator
+        if self.num_bytes and self._is_strong():
+            headers["If-Range"] = self._validator or ""
         async with await self._get(headers) as response:
             if self._begin(response):
                 try:
                     await self._receive(response)
                 except aiohttp.ClientError as exc:
-                    raise self._translated(exc) from exc
+                    raise translated(exc, self.public_url, self._http_status, self._so_far()) from exc
 
     async def _get(self, headers: dict[str, str]) -> aiohttp.ClientResponse:
         """The first answer that is not a redirect. The user name and password go to their own origin only."""
-        url = self._followed(self._url, None)
+        url = followed(self._url, None, self.public_url, None)
         origin, own = url.origin(), {}
         if url.user is not None:
             login = f"{url.user}:{url.password or ''}".encode()
@@ -290,73 +292,41 @@ class Transfer:
             try:
                 response = await get(self._session, url, headers | more, self._cookies)
             except (aiohttp.ClientError, NotPublicError, ValueError) as exc:
-                raise self._translated(exc) from exc
+                raise translated(exc, self.public_url, self._http_status, self._so_far()) from exc
             self._http_status = response.status
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
             response.release()
-            url = self._followed(location, url)
+            url = followed(location, url, self.public_url, response.status)
         raise RefusedAddressError(self.public_url, f"more than {MAX_REDIRECTS} redirects", self._http_status)
-
-    def _followed(self, location: str, base: URL | None) -> URL:
-        """Where a redirect of `base` leads; without one the URL that was asked for."""
-        what = "this is" if base is None else "redirected to"
-        try:
-            url = sendable_url(location, base)
-        except ValueError as exc:
-            raise RefusedAddressError(self.public_url, f"{what} not a URL", self._http_status) from exc
-        if url.scheme not in ("http", "https") or not url.host:
-            reason = f"{what} a {url.scheme or 'relative'} URL; only http and https"
-            raise RefusedAddressError(self.public_url, reason, self._http_status)
-        if base is not None and (base.scheme, url.scheme) == ("https", "http"):
-            raise RefusedAddressError(self.public_url, "redirected from https to http", self._http_status)
-        return url
 
     def _begin(self, response: aiohttp.ClientResponse) -> bool:
         """Look at status and headers; False if there is nothing left to receive."""
         status = response.status
-        start, total = _content_range(response.headers.get("Content-Range", ""))
+        start, total = content_range(response.headers.get("Content-Range", ""))
         if status == 416 and self.num_bytes:
             if total == self.num_bytes:
                 self.total_bytes, self._http_status = total, 206
                 return False
-            raise self._changed("the file on the server changed")
-        if status >= 400:
-            # The reason may be bytes of any kind.
-            reason = printable((response.reason or "").encode("utf-8", "replace").decode(), 200)
-            error = HttpStatusError(self.public_url, f"HTTP {status} {reason}".strip(), status)
-            if status in (408, 425, 429) or status >= 500:
-                raise _PassingError(error, _retry_after_seconds(response.headers.get("Retry-After")))
-            raise error
-        if status not in (200, 206):
-            raise HttpStatusError(self.public_url, f"unexpected answer: HTTP {status}", status)
-        validator, total = _validator(response), total if status == 206 else response.content_length
-        if self._is_decoded(response):  # what the server counts are other bytes
-            validator = total = start = None
-        same = (self.total_bytes or total) == total and (self._validator or validator) == (validator or self._validator)
+            raise self._anew("the file on the server changed")
+        check_status(response, self.public_url)
+        now, total = validator_of(response), total if status == 206 else response.content_length
+        if is_decoded(response, self.public_url):  # what the server counts are other bytes
+            now = total = start = None
+        same = (self.total_bytes or total) == total and (self._validator or now) == (now or self._validator)
         if status == 206 and (start != self.num_bytes or not same):
-            raise self._changed("not the range that was asked for")
+            raise self._anew("not the range that was asked for")
         if status == 200:
             if self.num_bytes:  # it knows no ranges, or has another file now
                 self._restart()
-            self._validator = validator
+            self._validator = now
         self.total_bytes = total
         if (total or 0) > self._limits.max_bytes:
             reason = f"{total} bytes, allowed are {self._limits.max_bytes}"
             raise DownloadTooLargeError(self.public_url, reason, status)
         TRAFFIC.retrying.pop(self.public_url, None)
         return True
-
-    def _is_decoded(self, response: aiohttp.ClientResponse) -> bool:
-        """Whether aiohttp undoes a compression that was not asked for."""
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding == "identity" or (stays_gzip(response.url) and encoding in ("gzip", "x-gzip")):
-            return False
-        if encoding in ("gzip", "deflate", "br", "zstd") and not stays_gzip(response.url):
-            return True
-        reason = f"sent with Content-Encoding: {printable(encoding, 50)}, which kdepth neither asks for nor decodes"
-        raise DownloadError(self.public_url, reason, response.status)
 
     async def _receive(self, response: aiohttp.ClientResponse) -> None:
         window = self._session.timeout.sock_read or 60.0
@@ -379,13 +349,14 @@ class Transfer:
                 if time.monotonic() - since > window:
                     if now - then < least:
                         reason = f"fewer than {least:g} bytes in {window:g} s"
-                        raise _PassingError(DownloadTimeoutError(self.public_url, reason, response.status))
+                        raise PassingError(DownloadTimeoutError(self.public_url, reason, response.status))
                     since, then = time.monotonic(), now
-                if before < _WORTH_RESUMING_BYTES <= now and self._validator and not self._validator.startswith("W/"):
+                if before < _WORTH_RESUMING_BYTES <= now and self._is_strong():
                     self._notes.write_text(json.dumps(self.identity()))
                 self._tell()
             if self.total_bytes is not None and self.num_bytes < self.total_bytes:
-                raise _PassingError(self._incomplete("the connection was closed"))
+                reason = f"the connection was closed {self._so_far()}"
+                raise PassingError(IncompleteDownloadError(self.public_url, reason, response.status))
             if self.num_bytes < HEAD_BYTES:
                 self._check_head(file)
 
@@ -395,45 +366,16 @@ class Transfer:
         if wrong is not None:
             raise (ArchiveError if self._is_archive else NotAVideoError)(self.public_url, wrong, self._http_status)
 
-    def _incomplete(self, what: str) -> IncompleteDownloadError:
-        of_total = "" if self.total_bytes is None else f" of {self.total_bytes}"
-        return IncompleteDownloadError(
-            self.public_url, f"{what} at {self.num_bytes}{of_total} bytes", self._http_status
-        )
+    def _is_strong(self) -> bool:
+        """Whether the server says what tells the file's bytes from others."""
+        return self._validator is not None and not self._validator.startswith("W/")
 
-    def _translated(self, exc: Exception) -> Exception:
-        """The error of ours that one of aiohttp's, or of Python's resolver, means."""
-        url, status = self.public_url, self._http_status
-        refusal = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
-        # Messages of aiohttp's other errors may hold the URL as it was asked for.
-        what = str(exc) if isinstance(exc, OSError) else type(exc).__name__
-        if isinstance(refusal, NotPublicError):
-            return RefusedAddressError(url, str(refusal), status)
-        if isinstance(exc, UnicodeError):
-            return HostUnreachableError(url, "this can't be the name of a host", status)
-        if isinstance(exc, aiohttp.ClientConnectorError):
-            final = isinstance(exc, aiohttp.ClientConnectorCertificateError) or (
-                isinstance(refusal, socket.gaierror) and refusal.errno != socket.EAI_AGAIN
-            )
-            unreachable = HostUnreachableError(url, what, status)
-            return unreachable if final else _PassingError(unreachable)
-        if isinstance(exc, ValueError):  # aiohttp.InvalidURL, too
-            return RefusedAddressError(url, "not a URL that can be asked for", status)
-        if isinstance(exc, aiohttp.ConnectionTimeoutError):
-            return _PassingError(HostUnreachableError(url, "no connection in time", status))
-        if isinstance(exc, TimeoutError):
-            return _PassingError(DownloadTimeoutError(url, f"no more bytes came after {self.num_bytes}", status))
-        if isinstance(exc, aiohttp.ClientHttpProxyError):
-            refused = HttpStatusError(url, f"the proxy answered HTTP {exc.status}", exc.status)
-            return _PassingError(refused) if exc.status >= 500 else refused
-        if isinstance(exc, aiohttp.ClientResponseError):  # the same would come again
-            reason = printable(" ".join(exc.message.split()), 200)
-            return DownloadError(url, f"the answer is not HTTP as it should be: {reason}", status)
-        return _PassingError(self._incomplete(f"the transfer broke ({what})"))
+    def _so_far(self) -> str:
+        return f"at {self.num_bytes}{'' if self.total_bytes is None else f' of {self.total_bytes}'} bytes"
 
-    def _changed(self, why: str) -> Exception:
+    def _anew(self, why: str) -> Exception:
         self._restart()
-        return _PassingError(IncompleteDownloadError(self.public_url, why, self._http_status))
+        return PassingError(IncompleteDownloadError(self.public_url, why, self._http_status))
 
     def _restart(self) -> None:
         self.forget()
@@ -458,39 +400,11 @@ class Transfer:
         self._tell()
 
 
-class _PassingError(Exception):
-    """A failure that may pass."""
-
-    def __init__(self, error: DownloadError, retry_after_seconds: float = 0.0) -> None:
-        super().__init__(error, retry_after_seconds)
-        self.error, self.retry_after_seconds = error, retry_after_seconds
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when another file takes a file's place; None if there is none."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
 def _hashed(path: Path) -> hashlib._Hash:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256")
-
-
-def _validator(response: aiohttp.ClientResponse) -> str | None:
-    """What says that the bytes are the same; a weak ETag, which differs between mirrors, if there is nothing better."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified") or etag or None
-
-
-def _content_range(header: str) -> tuple[int | None, int | None]:
-    """``(first byte, total)`` of a Content-Range header."""
-    match = re.fullmatch(r"\s*bytes\s+(?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)\s*", header)
-    if not match:
-        return None, None
-    return (int(match[1]) if match[1] else None), (int(match[2]) if match[2] != "*" else None)
-
-
-def _retry_after_seconds(header: str | None) -> float:
-    if not header:
-        return 0.0
-    if re.fullmatch("[0-9]{1,9}", header.strip()):
-        return float(header)
-    try:
-        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0

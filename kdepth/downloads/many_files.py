@@ -61,19 +61,20 @@ async def _fetch_all(
 
     turns = asyncio.Semaphore(at_once)
     done: dict[str, Fetched | DownloadError] = {}
-    session = client_session(connections=at_once, allow_private_hosts=allow_private_hosts)
-    async with session, asyncio.TaskGroup() as tasks:
+
+    async def one(url: str) -> None:
+        async with turns:
+            try:
+                done[url] = await Transfer(url, folder / _file_name(url), session=session, limits=limits).run()
+            except DownloadError as error:
+                done[url] = error
+        bar.update()
+
+    async with client_session(connections=at_once, allow_private_hosts=allow_private_hosts) as session:
         with tqdm(total=len(set(urls)), unit="file", disable=not progress) as bar:
-
-            async def one(url: str) -> None:
-                async with turns:
-                    try:
-                        done[url] = await Transfer(url, folder / _file_name(url), session=session, limits=limits).run()
-                    except DownloadError as error:
-                        done[url] = error
-                bar.update()
-
-            await asyncio.gather(*[tasks.create_task(one(url)) for url in dict.fromkeys(urls)])
+            async with asyncio.TaskGroup() as tasks:
+                for url in dict.fromkeys(urls):
+                    tasks.create_task(one(url))
     return [done[url] for url in urls]
 
 
