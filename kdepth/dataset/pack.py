@@ -43,6 +43,8 @@ def pack(root: str | Path, uri: str | Path) -> None:
         raise DatasetError(f"{uri} exists already; choose another place, or delete what is there")
     _require_files(ds)
     columns = column_names(ds.lance)
+    if taken := set(KINDS).intersection(columns):
+        raise DatasetError(f"rename the column {min(taken)!r}: a packed dataset keeps the files under that name")
     fields = [
         CLIP_SCHEMA.field(name) if name in CLIP_SCHEMA.names else ds.lance.schema.field(name).remove_metadata()
         for name in columns
