@@ -6,7 +6,7 @@ picture does not change, depth should not change either: on those pixels a jump 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ _STRIDE = 8
 _STEADY_GREY_LEVELS = 4
 # Two unrelated pictures agree that well in about 5 to 10 % of their pixels.
 _MIN_STEADY = 0.15
-# What looks the same does not come 2 % nearer from one frame to the next, nor 50 % within a second where frames are rare:
-# a larger change is the model's.
+# What looks the same does not come 2 % nearer from one frame to the next, nor 50 % within a second where frames are
+# rare: a larger change is the model's.
 _JUMP = 0.02
 _JUMP_A_SECOND = 0.5
 
@@ -72,7 +72,7 @@ def _steady_pair(
 
 
 def stabilising_scales(
-    frames: Iterable[tuple[int, float, NDArray[np.int16], NDArray[np.float32]]],
+    frames: Iterable[tuple[int, float, NDArray[np.int16], NDArray[np.float32]]], cuts: Collection[int] = ()
 ) -> NDArray[np.float64]:
     """Compute for each frame of a clip the scale that removes the jumps before it.
 
@@ -83,6 +83,7 @@ def stabilising_scales(
 
     Args:
         frames: Number, time in s, `steady_grey` and `sampled` of each frame, in order.
+        cuts: Numbers of the frames that begin another shot: they are not compared with the frame before.
 
     Returns:
         ``(N,)``: a frame's stable inverse depth is ``scale * inverse_depth``.
@@ -91,7 +92,7 @@ def stabilising_scales(
     last: tuple[int, float, NDArray[np.int16], NDArray[np.float32]] | None = None
     scale = 1.0
     for index, time_seconds, grey, depth in frames:
-        if last is not None and last[0] == index - 1:
+        if last is not None and last[0] == index - 1 and index not in cuts:
             pair = _steady_pair(*last[2:], grey, depth)
             ratio = 1.0 if pair is None else float(np.median(pair[1] / pair[0]))
             if abs(np.log(ratio)) > max(_JUMP, _JUMP_A_SECOND * (time_seconds - last[1])):

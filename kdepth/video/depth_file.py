@@ -16,7 +16,7 @@ import os
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -232,6 +232,63 @@ def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
                 if frame.pts == target:
                     return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
     raise DatasetError(f"{_name(source)} has no frame")
+
+
+def read_frames_at(source: str | Path | BinaryIO, times_seconds: Sequence[float]) -> list[NDArray[np.uint8]]:
+    """Read several frames of a 360p file, decoding once from the key frame before the first of them.
+
+    Args:
+        source: As for `read_frames`.
+        times_seconds: The frames' own times, ascending.
+
+    Returns:
+        uint8 ``(H, W, 3)`` RGB of each.
+
+    Raises:
+        DatasetError: As `read_frames`, or no frame has one of these times.
+    """
+    found: list[NDArray[np.uint8]] = []
+    with _opened(source) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # our encoder's pictures are one slice, which threads can't share
+        wanted = [round(time_seconds / stream.time_base) for time_seconds in times_seconds]
+        container.seek(wanted[0], stream=stream, backward=True)
+        reformatter = VideoReformatter()
+        for frame in container.decode(stream):
+            if frame.pts == wanted[len(found)]:
+                found.append(_rgb(frame, reformatter))
+                if len(found) == len(wanted):
+                    return found
+    raise DatasetError(f"{_name(source)} has no frame at {times_seconds[len(found)]:.3f} s")
+
+
+def read_depths_at(
+    source: str | Path | BinaryIO, times_seconds: Sequence[float], crc32: Sequence[int]
+) -> list[NDArray[np.float16]]:
+    """Read several frames of a depth file in one pass from the first of them to the last.
+
+    Args:
+        source: As for `read_depth_at`.
+        times_seconds: The frames' times, ascending.
+        crc32: What `DepthWriter.write` said of each.
+
+    Returns:
+        float16 ``(H, W)`` inverse depth of each.
+
+    Raises:
+        DatasetError: As `read_depth_at`.
+    """
+    found: list[NDArray[np.float16]] = []
+    with _opened(source, probesize="32") as container:
+        stream = container.streams.video[0]
+        container.seek(round(times_seconds[0] * 1000), stream=stream, backward=True)
+        for packet in container.demux(stream):
+            # Every frame is a key frame: others need not be decoded.
+            if packet.pts is not None and zlib.crc32(packet) == crc32[len(found)]:
+                found += [_half(frame) for frame in packet.decode()]
+                if len(found) == len(crc32):
+                    return found
+    raise DatasetError(f"{_name(source)} is damaged: its frame at {times_seconds[len(found)]:.3f} s is not there")
 
 
 def read_checksums(source: str | Path | BinaryIO) -> list[int]:
