@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 from tiny_dataset import tiny_clip
 
@@ -29,6 +32,33 @@ def committed(root: str | Path, *rows: dict[str, object]) -> None:
     for row in rows:
         writer.add(row)
     writer.finish()
+
+
+def test_the_datasets_library_opens_what_was_packed(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    committed(
+        root,
+        tiny_clip(root, "a", label="x"),
+        tiny_clip(root, "b", kind="relative"),
+        new_row(clip_id="c", status=FAILED, error_message="no"),
+    )
+    table = lance.dataset(str(root / "clips.lance"))
+    table.add_columns(pa.schema([("mine", pa.list_(pa.float64())), ("day", pa.date32())]))
+    kdepth.pack(root, tmp_path / "packed")
+    ds = kdepth.open_dataset(tmp_path / "packed")
+    loaded = datasets.load_dataset(str(tmp_path / "packed"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert loaded.column_names == [*ds.column_names, "video", "depth"]
+    rows = {row["clip_id"]: row for row in loaded}
+    assert sorted(rows) == ["a", "b", "c"]
+    for clip in ds:
+        row = rows[clip.clip_id]
+        assert {name: row[name] for name in ds.column_names} == clip.row
+        assert (row["video"], row["depth"]) == (clip.file_bytes("video"), clip.file_bytes("depth"))
+    assert (rows["c"]["video"], rows["c"]["error_message"]) == (None, "no")
+    card = (tmp_path / "packed" / "README.md").read_text()
+    assert "# 2 video clips with depth" in card
+    assert "- ramp@0 (metric): 1 clips" in card
+    assert all(f"| `{name}` | " in card for name in loaded.column_names)
 
 
 def test_memory_does_not_grow_with_the_clips(tmp_path: Path) -> None:
