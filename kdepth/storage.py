@@ -34,7 +34,7 @@ _LITTLE_BYTES = 64 * 2**20
 _DEAD_AFTER_SECONDS = 600.0
 _FOLDERS = ("raw", "360p", "depth")
 # What a row may name, and the other files that kdepth itself keeps.
-_ROW_FILE = re.compile(rf"({'|'.join(_FOLDERS)})/(?!\.\.?$)[^/\0]+")
+_ROW_FILE = re.compile(rf"({'|'.join(_FOLDERS)})/(?!\.\.?$)[^/\x00-\x1f\x7f]+")
 _OWN_FILE = re.compile(r"archives/[^/\0]+\.json|runs/[\w-]+|clips\.parquet|README\.md")
 _MADE = re.compile(r"(?P<clip_id>[\w-]+)\.(?P<key>[0-9a-f]{10})-[0-9a-f]{8}\.\w+")
 

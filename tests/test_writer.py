@@ -33,7 +33,6 @@ def committed(root: Path) -> list[tuple[str, str]]:
     [
         ((FAILED, OK), 1, [True, True]),
         ((OK, FAILED), 0, [True, False]),
-        ((FAILED, FAILED), 0, [True, False]),
         ((OK, OK), 0, [True, False]),
         ((FAILED, OK, FAILED, OK), 1, [True, True, False, False]),
     ],
