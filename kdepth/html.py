@@ -1,4 +1,4 @@
-"""What a notebook shows of a clip, a dataset and a report: small HTML. Every text is escaped: labels, URLs and error
+"""Small HTML that a notebook shows for a clip, a dataset and a report. Every text is escaped: labels, URLs and error
 messages come from elsewhere."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _text(text: object) -> str:
 
 
 def card(title: object, facts: Mapping[str, object], *, html: Iterable[str] = ()) -> str:
-    """A title over a table of facts.
+    """Make HTML of a title over a table of facts.
 
     Args:
         title: Any text.
@@ -41,7 +41,7 @@ def card(title: object, facts: Mapping[str, object], *, html: Iterable[str] = ()
 
 
 def rgb_and_depth(rgb: NDArray[np.uint8], *inverse_depth: NDArray[np.float32]) -> str:
-    """A frame beside its depth as an ``<img>``; near is bright, the limits are each one's 1st and 99th percentile.
+    """Make an ``<img>`` of a frame beside its depth; near is bright, the limits are the 1st and 99th percentile.
 
     Args:
         rgb: ``(H, W, 3)``.

@@ -34,26 +34,26 @@ _LITTLE_BYTES = 64 * 2**20
 _DEAD_AFTER_SECONDS = 600.0
 _FOLDERS = ("raw", "360p", "depth")
 # What a row may name, and the other files that kdepth itself keeps.
-_ROW_FILE = re.compile(rf"({'|'.join(_FOLDERS)})/(?!\.\.?$)[^/\0]+")
+_ROW_FILE = re.compile(rf"({'|'.join(_FOLDERS)})/(?!\.\.?$)[^/\x00-\x1f\x7f]+")
 _OWN_FILE = re.compile(r"archives/[^/\0]+\.json|runs/[\w-]+|clips\.parquet|README\.md")
 _MADE = re.compile(r"(?P<clip_id>[\w-]+)\.(?P<key>[0-9a-f]{10})-[0-9a-f]{8}\.\w+")
 
 
 def source_key(url: str, member: str | None = None) -> str:
-    """Ten hex digits that tell a source: a URL without what changes from time to time, and an archive's member."""
+    """Ten hex digits for a source: its URL without what changes from time to time, and the archive's member."""
     return key_of(lasting_url(url), member or "")
 
 
 def key_of(*parts: object) -> str:
-    """Ten hex digits that tell what a file was made of: the same for the same source and settings."""
+    """Ten hex digits for what a file is made of: the same for the same source and settings."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:10]
 
 
 def made_name(folder: str, clip_id: str, key: str, suffix: str) -> str:
-    """A new name for a file of a clip, relative to the root; no file has it yet, and none will be given it again.
+    """Make a new name for a file of a clip, relative to the root; no other file has it or will get it.
 
     ``<folder>/<clip_id>.<key>-<8 random hex digits><suffix>``. A file that a committed row names is never written
-    again: whoever makes it anew writes a file of another name, and the row that is committed names that one.
+    again: whoever makes it anew writes a file of another name, and the new row names that one.
 
     Args:
         folder: ``raw``, ``360p`` or ``depth``.
@@ -163,11 +163,11 @@ class Root:
                 yield f"{folder}/{info.base_name}", info
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Files of a folder: name relative to the root -> bytes."""
+        """List the files of a folder: name relative to the root -> bytes."""
         return {name: info.size for name, info in self._infos(folder)}
 
     def made(self, folder: str) -> dict[tuple[str, str], list[str]]:
-        """Whole files of a folder whose names `made_name` gave: ``(clip_id, key)`` -> names relative to the root.
+        """List the whole files of a folder that `made_name` named: ``(clip_id, key)`` -> names relative to the root.
 
         The key says what a file was made of, so that a run can use again what a killed run left.
         """
@@ -188,7 +188,7 @@ class Root:
         return next((f"{folder}/{name}" for name in sorted(names) if _MADE.fullmatch(name)), None)
 
     def made_before(self, moment: float) -> dict[str, int]:
-        """Files of the names that `made_name` gives, last written before a time (``time.time()``): name -> bytes."""
+        """List files that `made_name` named and that were written before a time (``time.time()``): name -> bytes."""
         return {
             name: info.size
             for folder in _FOLDERS
@@ -197,18 +197,18 @@ class Root:
         }
 
     def is_empty(self) -> bool:
-        """Whether there is nothing at all at the root: no file, no folder with something in it."""
+        """Whether there is nothing at the root: no file, and no folder with something in it."""
         store, base = self._store()
         there = store.get_file_info(base)
         return not there.is_file and not store.get_file_info(fs.FileSelector(base, allow_not_found=True))
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, by its name relative to the root; None if it is not there."""
+        """Size of a file in bytes, by its name relative to the root; None if it is not there."""
         info = self._store()[0].get_file_info(self._path(name))
         return int(info.size) if info.is_file else None
 
     def open(self, name: str) -> str | BinaryIO:
-        """What PyAV opens: the path of a row's file, or a file object that fetches parts as they are read.
+        """Give PyAV what it opens: the path of a row's file, or a file object that fetches parts as they are read.
 
         Raises:
             DatasetError: As `path`.
@@ -223,7 +223,7 @@ class Root:
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[Path]:
-        """A file on this node's disk while the block runs."""
+        """Have a file on this node's disk while the block runs."""
         if self.is_local:
             yield self._work_path(name, own=True)
             return
@@ -234,7 +234,7 @@ class Root:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Where to make a file, under that name only when it is whole; an object store gets it at the block's end."""
+        """Give the path at which to make a file, whole or not at all; an object store gets it at the block's end."""
         path = self._work_path(name, own=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path
@@ -322,14 +322,14 @@ class Root:
         return False
 
     def check_space(self, error: BaseException) -> None:
-        """Tell a full disk from a bad clip: what to call with any error of a stage.
+        """Tell a full disk from a bad clip; to be called with any error of a stage.
 
         Raises:
             StorageError: The error, or what it came from, is that the disk is full.
         """
         cause: BaseException | None = error
         while cause is not None:
-            # A video's own words can be in the message: then only if it is true.
+            # The words may come from a video's own text: they count only if the disk is nearly full.
             told = os.strerror(errno.ENOSPC) in str(cause) and shutil.disk_usage(self.work).free < _LITTLE_BYTES
             if told or getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 free = shutil.disk_usage(self.work).free / 1e6
@@ -340,7 +340,7 @@ class Root:
             cause = cause.__cause__ or cause.__context__
 
     def _clear_if_alone(self, run_id: str) -> None:
-        """Delete what nobody will go on with, if no other run is alive. (A broken download is gone on with.)"""
+        """Delete what nobody will use, if no other run is alive. (A download that broke will be continued.)"""
         if self.others(run_id):
             return
         files = ("raw/*.??????????.part", "360p/*.part", "depth/*.part", "archives/*.json.*.part", "*.parquet.*.part")

@@ -197,6 +197,17 @@ def test_similar_clips_are_those_whose_depth_is_laid_out_alike(tmp_path: Path) -
         ds.similar("e")
 
 
+def test_depth_without_a_layout_is_not_compared(tmp_path: Path) -> None:
+    writer = ClipWriter(tmp_path, "run")
+    for name, thumbnail in (("a", np.linspace(1, 0, 144)), ("b", np.linspace(1, 0.1, 144)), ("sky", np.zeros(144))):
+        writer.add(new_row(clip_id=name, status=OK, depth_thumbnail=thumbnail))
+    writer.finish()
+    ds = kdepth.open_dataset(tmp_path)
+    with pytest.raises(DatasetError, match="the depth of sky is 0 everywhere"):
+        ds.similar("sky")
+    assert ds.similar("a").to_pydict()["clip_id"][0] == "b"
+
+
 def test_frames_and_their_depth_belong_together(sample_run: Run) -> None:
     clip = next(iter(kdepth.open_dataset(sample_run.root)))
     assert len(clip.depth_indices) == clip.row["num_depth_frames"] > 1

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kdepth.dataset import export
+from kdepth.dataset.points import focal_length_of_fov, pinhole_intrinsics, unproject
 from kdepth.dataset.temporal import sampled, scale_jump, stabilising_scales, steady_focal_length, steady_grey
 from kdepth.errors import DatasetError, KdepthError
 from kdepth.html import card, rgb_and_depth
@@ -36,7 +39,7 @@ class Clip:
         self._root = root
         self.row = row
         self._open_file = open_file or self._path_of
-        self._depth_frames = {frame["index"]: frame for frame in row["frames"] or ()}
+        self._depth_frames: dict[int, Mapping[str, Any]] = {frame["index"]: frame for frame in row["frames"] or ()}
 
     @property
     def clip_id(self) -> str:
@@ -61,6 +64,11 @@ class Clip:
         """Numbers of the frames that have depth, ascending."""
         return list(self._depth_frames)
 
+    @property
+    def shots(self) -> list[int]:
+        """Numbers of the first frame of each shot, ascending, from 0; of a clip whose shots are unknown ``[0]``."""
+        return list(self.row.get("shots") or [0])
+
     def frame(self, index: int) -> NDArray[np.uint8]:
         """A frame: uint8 ``(H, W, 3)`` RGB.
 
@@ -68,7 +76,7 @@ class Clip:
             IndexError: There is no such frame.
             DatasetError: The clip failed, or its file is missing or broken.
         """
-        video = self._open("video")
+        video = self.open("video")
         if index in self._depth_frames:  # then its time is known, which is faster to find
             return read_frame_at(video, self._depth_frames[index]["time_seconds"]).rgb
         for frame in read_frames(video, lambda i, time_seconds: i == index):
@@ -82,7 +90,7 @@ class Clip:
             IndexError: The clip is not so long, or the time is negative.
             DatasetError: As `frame`.
         """
-        video = self._open("video")
+        video = self.open("video")
         # The length counts from the first frame, which may come late: where sound begins before the picture.
         begins = self._depth_frames[0]["time_seconds"] if 0 in self._depth_frames else 0.0
         if not 0 <= time_seconds <= (end := begins + self.row["duration_seconds"]):
@@ -91,7 +99,7 @@ class Clip:
 
     def frames(self) -> Iterator[NDArray[np.uint8]]:
         """All frames in order, each uint8 ``(H, W, 3)`` RGB."""
-        for frame in read_frames(self._open("video")):
+        for frame in read_frames(self.open("video")):
             yield frame.rgb
 
     def inverse_depth(self, index: int, *, stable: bool = False) -> NDArray[np.float32]:
@@ -110,34 +118,50 @@ class Clip:
             IndexError: The frame has no depth.
             DatasetError: As `frame`.
         """
-        file = self._open("depth")
-        if index not in self._depth_frames:
-            have = self.depth_indices
-            some = f"{have[0]} to {have[-1]}" if len(have) > 8 else ", ".join(map(str, have))
-            raise IndexError(f"frame {index} of {self.clip_id} has no depth; {len(have)} frames have: {some}")
-        frame = self._depth_frames[index]
+        file = self.open("depth")
+        frame = self._frame_with_depth(index)
         inverse_depth = read_depth_at(file, frame["time_seconds"], frame["crc32"]).astype(np.float32)
         if not stable:
             return inverse_depth
         return np.float32(self._stable_scales[index]) * inverse_depth
 
+    def _frame_with_depth(self, index: int) -> Mapping[str, Any]:
+        if index not in self._depth_frames:
+            have = self.depth_indices
+            some = f"{have[0]} to {have[-1]}" if len(have) > 8 else ", ".join(map(str, have))
+            raise IndexError(f"frame {index} of {self.clip_id} has no depth; {len(have)} frames have: {some}")
+        return self._depth_frames[index]
+
     @cached_property
     def _stable_scales(self) -> dict[int, float]:
         """Scale of each frame's stable view, by frame number."""
-        frames = self._depth_frames.values()
         if self.row["depth_kind"] == "metric":
-            if any(frame["focal_length_px"] is None for frame in frames):
-                return dict.fromkeys(self._depth_frames, 1.0)
-            focal = np.array([frame["focal_length_px"] for frame in frames])
-            steady = steady_focal_length(focal, np.array([frame["time_seconds"] for frame in frames]))
+            steady = self._steady_focal_lengths
             # inverse depth = canonical inverse depth * width / focal length (Depth Pro, section 3)
-            return {index: float(f / s) for index, f, s in zip(self._depth_frames, focal, steady, strict=True)}
-        rgb = read_frames(self._open("video"), lambda index, time_seconds: index in self._depth_frames)
+            return {
+                index: frame["focal_length_px"] / steady[index] if steady else 1.0
+                for index, frame in self._depth_frames.items()
+            }
+        rgb = read_frames(self.open("video"), lambda index, time_seconds: index in self._depth_frames)
         pairs = (
             (frame.index, frame.time_seconds, steady_grey(frame.rgb), sampled(depth))
-            for frame, depth in zip(rgb, read_depth(self._open("depth")), strict=True)
+            for frame, depth in zip(rgb, read_depth(self.open("depth")), strict=True)
         )
-        return dict(zip(self._depth_frames, stabilising_scales(pairs).tolist(), strict=True))
+        return dict(zip(self._depth_frames, stabilising_scales(pairs, self.shots).tolist(), strict=True))
+
+    @cached_property
+    def _steady_focal_lengths(self) -> dict[int, float]:
+        """Each frame's focal length smoothed within its shot, by frame number; empty where one is not known."""
+        frames = list(self._depth_frames.values())
+        if any(frame["focal_length_px"] is None for frame in frames):
+            return {}
+        found: dict[int, float] = {}
+        for first, end in pairwise([*self.shots, math.inf]):
+            shot = [frame for frame in frames if first <= frame["index"] < end]
+            focal = np.array([frame["focal_length_px"] for frame in shot])
+            smooth = steady_focal_length(focal, np.array([frame["time_seconds"] for frame in shot]))
+            found |= zip((frame["index"] for frame in shot), smooth.tolist(), strict=True)
+        return found
 
     def scale_jumps(self, *, stable: bool = False) -> NDArray[np.float64]:
         """How much the scale of depth jumps from each frame to the next (`kdepth.dataset.temporal.scale_jump`).
@@ -154,13 +178,14 @@ class Clip:
             DatasetError: As `frame`.
         """
         scales = self._stable_scales if stable else dict.fromkeys(self._depth_frames, 1.0)
-        stored = read_depth(self._open("depth"))  # in order: ten times faster than frame by frame
+        stored = read_depth(self.open("depth"))  # in order: ten times as fast as frame by frame
         jumps: list[float] = []
         last: tuple[int, NDArray[np.int16], NDArray[np.float32]] | None = None
         for index, rgb in enumerate(self.frames()):
             if index in self._depth_frames:
                 grey, depth = steady_grey(rgb), np.float32(scales[index]) * sampled(next(stored))
-                jump = scale_jump(*last[1:], grey, depth) if last is not None and last[0] == index - 1 else None
+                is_next = last is not None and last[0] == index - 1 and index not in self.shots
+                jump = scale_jump(*last[1:], grey, depth) if last is not None and is_next else None
                 jumps.append(np.nan if jump is None else jump)
                 last = index, grey, depth
         return np.array(jumps)
@@ -183,6 +208,81 @@ class Clip:
             depth_m: NDArray[np.float32] = np.reciprocal(self.inverse_depth(index, stable=stable))
         return depth_m
 
+    def intrinsics(
+        self, index: int, *, focal_length_px: float | None = None, fov_deg: float | None = None, stable: bool = False
+    ) -> NDArray[np.float64]:
+        """Intrinsics of a frame at the 360p file's size: float64 ``(3, 3)`` px, the principal point in the middle.
+
+        Args:
+            index: Number of the frame.
+            focal_length_px: The focal length, if you know it; default: what the model found.
+            fov_deg: The horizontal field of view instead, in (0, 180).
+            stable: Smooth the focal length that the model found over the frames of the shot.
+
+        Raises:
+            DatasetError: The model found no focal length, and none is given; or the frame has no depth.
+            ValueError: Both are given, or one is out of range.
+        """
+        if fov_deg is not None:
+            focal_length_px = focal_length_of_fov(fov_deg, self.row["width"], focal_length_px)
+        elif focal_length_px is None:
+            self.require("depth")
+            focal_length_px = self._frame_with_depth(index)["focal_length_px"]
+            if focal_length_px is None:
+                raise DatasetError(
+                    f"{self.clip_id}: {self.row['depth_model']} finds no focal length; give focal_length_px or fov_deg"
+                )
+            if stable and self._steady_focal_lengths:
+                focal_length_px = self._steady_focal_lengths[index]
+        return pinhole_intrinsics(focal_length_px, self.row["width"], self.row["height"])
+
+    def points(
+        self,
+        index: int,
+        stride: int = 1,
+        *,
+        focal_length_px: float | None = None,
+        fov_deg: float | None = None,
+        stable: bool = False,
+        max_jump: float = 0.1,
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """A frame as coloured points in space.
+
+        Args:
+            index: Number of the frame.
+            stride: Take every so many pixels in both directions.
+            focal_length_px, fov_deg, stable: As for `intrinsics` and `inverse_depth`.
+            max_jump: Drop pixels where depth changes by more than this share from pixel to pixel, as it does at
+                silhouettes (`dataset.points.unproject`); infinity keeps all.
+
+        Returns:
+            float32 ``(N, 3)`` points, x right, y down, z forward, and uint8 ``(N, 3)`` RGB. In metres; of a relative
+            model in the model's own unit (1 / its inverse depth), and distorted by the offset that its depth may have.
+
+        Raises:
+            DatasetError: As `intrinsics` and `inverse_depth`.
+        """
+        intrinsics = self.intrinsics(index, focal_length_px=focal_length_px, fov_deg=fov_deg, stable=stable)
+        inverse_depth = self.inverse_depth(index, stable=stable)
+        points, kept = unproject(inverse_depth, intrinsics, stride=stride, max_jump=max_jump)
+        return points, self.frame(index)[::stride, ::stride][kept]
+
+    def save_points(self, path: str | Path, index: int, **options: Any) -> Path:
+        """Write a frame's `points` for other programs.
+
+        Args:
+            path: ``.ply`` (x right, y down, z forward) or ``.glb`` (glTF's axes: y up, z backward).
+            index: Number of the frame.
+            **options: As for `points`.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: Another suffix. Otherwise as `points`.
+        """
+        return export.save_points(Path(path), *self.points(index, **options))
+
     def save_depth(self, path: str | Path, index: int | None = None) -> Path:
         """Write depth for other programs.
 
@@ -200,37 +300,7 @@ class Clip:
         Raises:
             ValueError: Another suffix, or `index` is missing or not wanted. Otherwise as `inverse_depth`.
         """
-        path = Path(path)
-        if path.suffix not in (".npy", ".png", ".npz"):
-            raise ValueError(f"path={str(path)!r}: must end in .npy or .png (a frame) or .npz (the clip)")
-        if (index is None) != (path.suffix == ".npz"):
-            raise ValueError(f"index={index}: .npy and .png hold one frame, .npz all of them")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if index is None:
-            return self._save_all(path)
-        if path.suffix == ".npy":
-            np.save(path, self.inverse_depth(index))
-            return path
-        if self.row["depth_kind"] == "metric":
-            millimetres = self.depth_m(index) * 1000
-            grey = np.where(millimetres <= 65535, millimetres, 0)
-        else:
-            greatest = max(frame["max"] for frame in self._depth_frames.values())
-            grey = self.inverse_depth(index) * (65535 / max(greatest, 1e-9))
-        if not cv2.imwrite(str(path), grey.round().astype(np.uint16)):
-            raise OSError(f"{path} could not be written")
-        return path
-
-    def _save_all(self, path: Path) -> Path:
-        frames = list(self._depth_frames.values())
-        np.savez_compressed(
-            path,
-            inverse_depth=np.stack(list(read_depth(self._open("depth")))),
-            index=np.array([frame["index"] for frame in frames]),
-            time_seconds=np.array([frame["time_seconds"] for frame in frames]),
-            focal_length_px=np.array([frame["focal_length_px"] for frame in frames], np.float32),
-        )
-        return path
+        return export.save_depth(self, Path(path), index)
 
     def problems(self) -> Iterator[tuple[str, DatasetError]]:
         """Read the clip's files to their ends, and say what is wrong: ``"video"`` or ``"depth"``, and the problem."""
@@ -242,12 +312,12 @@ class Clip:
                     yield kind, exc
 
     def _check_video(self) -> None:
-        if (num_frames := count_frames(self._open("video"))) != self.row["num_frames"]:
+        if (num_frames := count_frames(self.open("video"))) != self.row["num_frames"]:
             raise DatasetError(f"has {num_frames} frames, not {self.row['num_frames']}")
 
     def _check_depth(self) -> None:
         written = [frame["crc32"] for frame in self._depth_frames.values()]
-        stored = read_checksums(self._open("depth"))
+        stored = read_checksums(self.open("depth"))
         if written != stored:
             changed = sum(a != b for a, b in zip(written, stored, strict=False)) + abs(len(written) - len(stored))
             raise DatasetError(f"{changed} of {len(written)} frames are not what was written")
@@ -256,7 +326,7 @@ class Clip:
         """Read the whole ``"video"`` or ``"depth"`` file; None if the clip has none."""
         if self.row["status"] == FAILED or self.row[f"{kind}_path"] is None:
             return None
-        file = self._open(kind)
+        file = self.open(kind)
         if isinstance(file, str):
             try:
                 return Path(file).read_bytes()
@@ -266,12 +336,10 @@ class Clip:
             content: bytes = file.read()
         return content
 
-    def _open(self, kind: str) -> Any:
+    def open(self, kind: str) -> Any:
+        """Open the ``"video"`` or ``"depth"`` file: its path, or a file object."""
         self.require(kind)
-        try:
-            return self._open_file(kind)
-        except OSError as exc:
-            raise DatasetError(f"{self.row[f'{kind}_path']} of {self.clip_id} can't be opened: {exc}") from exc
+        return self._open_file(kind)
 
     def _path(self, kind: str) -> Path:
         self.require(kind)

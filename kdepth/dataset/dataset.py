@@ -61,6 +61,7 @@ class ClipDataset:
         files: The same as a `Root`.
         lance: The Lance dataset underneath.
         is_packed: Whether the files are in the Lance dataset itself.
+        column_names: The columns of `CLIP_SCHEMA`, then those that users added.
     """
 
     def __init__(self, root: str | Path, *, as_of: int | str | datetime | None = None) -> None:
@@ -76,7 +77,7 @@ class ClipDataset:
         if self.is_packed and not {field.name for field in found.schema if is_blob(field)}.issuperset(KINDS):
             raise DatasetError(f"{root} is the table of a dataset, whose files lie beside it: give the folder it is in")
         self.lance = found if as_of is None else at_version(found, as_of)
-        self._columns = column_names(self.lance)
+        self.column_names = column_names(self.lance)
 
     def __len__(self) -> int:
         """Clips with status ok: those that iteration gives."""
@@ -96,18 +97,18 @@ class ClipDataset:
             ValueError: `where` or `columns` names something that is no column, or is no condition.
         """
         columns = [columns] if isinstance(columns, str) else columns
-        unknown = sorted(set(columns or ()).difference(self._columns))
+        unknown = sorted(set(columns or ()).difference(self.column_names))
         if unknown:
-            raise ValueError(f"columns={unknown} are not there; the columns are {', '.join(self._columns)}")
-        wanted = list(columns) if columns is not None else self._columns
+            raise ValueError(f"columns={unknown} are not there; the columns are {', '.join(self.column_names)}")
+        wanted = list(columns) if columns is not None else self.column_names
         try:
             rows = read_columns(self.lance, list(dict.fromkeys([*wanted, "clip_id"])), where)
         except (OSError, ValueError) as exc:
-            raise ValueError(f"where={where!r}: {exc}; the columns are {', '.join(self._columns)}") from exc
+            raise ValueError(f"where={where!r}: {exc}; the columns are {', '.join(self.column_names)}") from exc
         return rows.sort_by("clip_id").select(wanted)
 
     def __getitem__(self, clip_id: str) -> Clip:
-        return self._clip(self._row(clip_id, self._columns))
+        return self._clip(self._row(clip_id, self.column_names))
 
     def __iter__(self) -> Iterator[Clip]:
         """Clips with status ok, in order of ``clip_id``."""
@@ -283,7 +284,7 @@ class ClipDataset:
             return self.lance.sql(query).build().to_stream_reader().read_all()
         except (OSError, ValueError) as exc:
             reason = str(exc).partition(", /")[0]
-            raise ValueError(f"{reason} (the table is `dataset`; its columns: {', '.join(self._columns)})") from exc
+            raise ValueError(f"{reason} (the table is `dataset`; its columns: {', '.join(self.column_names)})") from exc
 
     def __repr__(self) -> str:
         return f"ClipDataset({str(self.root).rstrip('/').rpartition('/')[2]}, {len(self)} clips)"
@@ -301,6 +302,6 @@ class ClipDataset:
             "clips": f"{ok.num_rows:,} ok, {rows.num_rows - ok.num_rows:,} failed",
             "depth": f"{pc.sum(ok['num_depth_frames']).as_py() or 0:,} frames of {seconds / 60:,.1f} minutes of video",
             f"{len(labels):,} labels": ", ".join(shown + more) or None,
-            f"{len(self._columns)} columns": ", ".join(self._columns),
+            f"{len(self.column_names)} columns": ", ".join(self.column_names),
         }
         return card(repr(self), facts)

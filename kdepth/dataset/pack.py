@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from kdepth.dataset.dataset import ClipDataset
 from kdepth.dataset.table import KINDS, ROWS_AT_ONCE, column_names, read_batches
 from kdepth.errors import DatasetError, printable
-from kdepth.schema import CLIP_SCHEMA, FAILED
+from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK
 from kdepth.storage import Root
 
 _ROWS_AT_ONCE = 8  # that the progress bar takes one step for
@@ -26,6 +27,7 @@ def pack(root: str | Path, uri: str | Path) -> None:
 
     For clusters without a shared disk and for uploads to a hub; `open_dataset` opens it like a root, and reads a frame
     without loading the rest of its file. Lance copies the files piece by piece, so that memory does not grow with them.
+    A ``README.md`` in it is a dataset card as hubs show it, and tells ``datasets.load_dataset`` the columns' types.
 
     Args:
         root: Folder or URI of a dataset.
@@ -43,6 +45,8 @@ def pack(root: str | Path, uri: str | Path) -> None:
         raise DatasetError(f"{uri} exists already; choose another place, or delete what is there")
     _require_files(ds)
     columns = column_names(ds.lance)
+    if taken := set(KINDS).intersection(columns):
+        raise DatasetError(f"rename the column {min(taken)!r}: a packed dataset keeps the files under that name")
     fields = [
         CLIP_SCHEMA.field(name) if name in CLIP_SCHEMA.names else ds.lance.schema.field(name).remove_metadata()
         for name in columns
@@ -50,6 +54,8 @@ def pack(root: str | Path, uri: str | Path) -> None:
     schema = pa.schema([*fields, *map(lance.blob_field, KINDS)])
     reader = pa.RecordBatchReader.from_batches(schema, _batches(ds, columns, schema))
     lance.write_dataset(reader, target.uri, mode="create", data_storage_version="2.2", external_blob_mode="ingest")
+    with target.writing("README.md") as path:
+        path.write_text(_dataset_card(ds, pa.schema([*fields, *((kind, pa.large_binary()) for kind in KINDS)])))
 
 
 def _files(row: Mapping[str, Any]) -> list[str | None]:
@@ -75,3 +81,58 @@ def _batches(ds: ClipDataset, columns: list[str], schema: pa.Schema) -> Iterator
             blobs = [lance.blob_array(list(column)) for column in zip(*uris, strict=True)]
             yield pa.RecordBatch.from_arrays([*table.combine_chunks().to_batches()[0].columns, *blobs], schema=schema)
             bar.update(len(table))
+
+
+# Arrow's names of types that `datasets` calls otherwise.
+_DTYPES = {"double": "float64", "float": "float32", "halffloat": "float16", "date32[day]": "date32"}
+
+
+def _feature(dtype: pa.DataType) -> Any:
+    """A column's type as a dataset card spells it."""
+    if pa.types.is_struct(dtype):
+        return {"struct": [_named(field) for field in dtype]}
+    if pa.types.is_list(dtype) or pa.types.is_fixed_size_list(dtype):
+        inner = _feature(dtype.value_type)
+        length = {"length": dtype.list_size} if pa.types.is_fixed_size_list(dtype) else {}
+        # A list of structs leaves the word out, a list of plain values as well.
+        return {"list": inner.get("struct") or inner.get("dtype") or inner, **length}
+    return {"dtype": _DTYPES.get(str(dtype), str(dtype))}
+
+
+def _named(field: pa.Field) -> dict[str, Any]:
+    return {"name": field.name, **_feature(field.type)}
+
+
+def _dataset_card(ds: ClipDataset, schema: pa.Schema) -> str:
+    features = "\n".join(f"  - {json.dumps(_named(field))}" for field in schema)
+    blobs = {"video": "the 360p file: H.264 and AAC in MP4", "depth": "the depth file: FFV1 in Matroska, see below"}
+    meanings = {name: meaning for name, (_, meaning) in COLUMNS.items()} | blobs
+    columns = "\n".join(f"| `{field.name}` | {meanings.get(field.name, 'added by a user')} |" for field in schema)
+    depth = ds.table(f"status = '{OK}'", ["depth_model", "depth_kind"]).group_by(["depth_model", "depth_kind"])
+    models = "\n".join(
+        f"- {row['depth_model'] or 'no depth'} ({row['depth_kind'] or '-'}): {row['depth_model_count']} clips"
+        for row in depth.aggregate([("depth_model", "count")]).to_pylist()
+    )
+    return f"""---
+license: other  # fill in: the licence of the videos, and of the depth model
+dataset_info:
+  features:
+{features}
+---
+# {len(ds)} video clips with depth
+
+Made with kdepth. One row a clip; a row that failed says why. Depth by:
+
+{models}
+
+`load_dataset` of the library `datasets` gives the rows with `video` and `depth` as bytes;
+`kdepth.open_dataset` gives frames, and reads one without loading the rest of its file.
+
+A frame of `depth` has 16 bits a pixel (`gray16le`), which are the half float of the inverse depth:
+`frame.view(numpy.float16)`. It is in 1/m where `depth_kind` is `metric`, and has no unit or scale where it is
+`relative`. Near is large, 0 is infinitely far. Columns end in their units (`_seconds`, `_px`, `_bytes`).
+
+| column | meaning |
+|---|---|
+{columns}
+"""

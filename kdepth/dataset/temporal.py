@@ -1,12 +1,12 @@
 """Depth over time: how much its scale jumps between frames, and a view of it without the jumps.
 
-Single-image models see each frame for the first time, so their scale may jump from one frame to the next. Where the
-picture did not change, depth should not either: on those pixels a jump can be measured, and taken back.
+Single-image models look at each frame alone, so the scale of their depth may jump from one frame to the next. Where the
+picture does not change, depth should not change either: on those pixels a jump can be measured and removed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 _STRIDE = 8
 # A pixel whose grey value changes by no more than this between frames shows the same thing (sensor noise is about 2).
 _STEADY_GREY_LEVELS = 4
-# Two pictures that have nothing to do with each other agree so well in about 5 to 10 % of their pixels.
+# Two unrelated pictures agree that well in about 5 to 10 % of their pixels.
 _MIN_STEADY = 0.15
-# Nothing that looks the same comes 2 % nearer from one frame to the next, or half as near again within a second where
-# frames are rare: beyond it is the model's doing.
+# What looks the same does not come 2 % nearer from one frame to the next, nor 50 % within a second where frames are
+# rare: a larger change is the model's.
 _JUMP = 0.02
 _JUMP_A_SECOND = 0.5
 
 
 def sampled(inverse_depth: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The pixels that statistics over time are made of: float32 ``(H / 8, W / 8)`` of ``(H, W)``."""
+    """Take the pixels that statistics over time are made of: float32 ``(H / 8, W / 8)`` of ``(H, W)``."""
     return np.ascontiguousarray(inverse_depth[::_STRIDE, ::_STRIDE], np.float32)
 
 
 def steady_grey(rgb: NDArray[np.uint8]) -> NDArray[np.int16]:
-    """Grey values of the same pixels: int16 ``(H / 8, W / 8)`` of uint8 ``(H, W, 3)``."""
+    """Compute grey values of the same pixels: int16 ``(H / 8, W / 8)`` of uint8 ``(H, W, 3)``."""
     red, green, blue = np.moveaxis(rgb[::_STRIDE, ::_STRIDE], 2, 0)
     grey: NDArray[np.int16] = (red.astype(np.int16) + green + blue) // 3  # a tenth of the time of a mean over that axis
     return grey
@@ -41,7 +41,7 @@ def scale_jump(
     grey_after: NDArray[np.int16],
     depth_after: NDArray[np.float32],
 ) -> float | None:
-    """How much the scale of depth jumps between two neighbouring frames.
+    """Measure how much the scale of depth jumps between two neighbouring frames.
 
     The absolute median of ``log(after / before)`` over the pixels whose colour hardly changed: a camera at rest gives
     0, a scale that is 5 % larger in the second frame gives 0.05.
@@ -72,17 +72,18 @@ def _steady_pair(
 
 
 def stabilising_scales(
-    frames: Iterable[tuple[int, float, NDArray[np.int16], NDArray[np.float32]]],
+    frames: Iterable[tuple[int, float, NDArray[np.int16], NDArray[np.float32]]], cuts: Collection[int] = ()
 ) -> NDArray[np.float64]:
-    """For each frame of a clip the scale that takes back the jumps before it.
+    """Compute for each frame of a clip the scale that removes the jumps before it.
 
-    Where a frame's scale jumps by more than 2 % (see `scale_jump`; 50 % a second where there are fewer than 25 frames
-    in one), the median ratio is divided out of it and of all frames that follow. What is steady stays as it is; a frame
-    that has too little in common with the one before, or is not its neighbour, keeps that one's scale. (A shift is not
-    fitted: fits with one, chained over hundreds of frames, lose the scale.)
+    Where a frame's scale jumps by more than 2 % (see `scale_jump`; 50 % a second where there are fewer than 25 frames a
+    second), this frame and all that follow are divided by the median ratio. Smaller changes stay. A frame that has too
+    little in common with the one before, or is not its neighbour, gets the scale of that one. (No shift is fitted:
+    chained over hundreds of frames, fits with a shift lose the scale.)
 
     Args:
         frames: Number, time in s, `steady_grey` and `sampled` of each frame, in order.
+        cuts: Numbers of the frames that begin another shot: they are not compared with the frame before.
 
     Returns:
         ``(N,)``: a frame's stable inverse depth is ``scale * inverse_depth``.
@@ -91,7 +92,7 @@ def stabilising_scales(
     last: tuple[int, float, NDArray[np.int16], NDArray[np.float32]] | None = None
     scale = 1.0
     for index, time_seconds, grey, depth in frames:
-        if last is not None and last[0] == index - 1:
+        if last is not None and last[0] == index - 1 and index not in cuts:
             pair = _steady_pair(*last[2:], grey, depth)
             ratio = 1.0 if pair is None else float(np.median(pair[1] / pair[0]))
             if abs(np.log(ratio)) > max(_JUMP, _JUMP_A_SECOND * (time_seconds - last[1])):
@@ -102,7 +103,7 @@ def stabilising_scales(
 
 
 def steady_focal_length(focal_length_px: NDArray[np.float64], time_seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Focal length of each frame without its jitter: the median within a second before and after, ``(N,)`` px."""
+    """Smooth the focal length of each frame: the median within a second before and after, ``(N,)`` px."""
     first = np.searchsorted(time_seconds, time_seconds - 1.0)
     behind = np.searchsorted(time_seconds, time_seconds + 1.0, side="right")
     return np.array([np.median(focal_length_px[i:j]) for i, j in zip(first, behind, strict=True)])

@@ -161,7 +161,7 @@ class ClipWriter:
         self._dataset.update_metadata({RUN_KEY + self._run_id: json.dumps({**self._run, **more})})
         self._is_remembered = True
 
-    def finish(self, run: Mapping[str, Any] | None = None) -> int:
+    def finish(self, run: Mapping[str, Any] | None = None, *, keep_versions: timedelta = _KEEP_VERSIONS) -> int:
         """Commit the rest, merge small fragments, index, verify the count, write ``clips.parquet``.
 
         If no other run is alive, files are removed that are over an hour old and that no row names, neither now nor an
@@ -169,6 +169,7 @@ class ClipWriter:
 
         Args:
             run: What else to remember of the run, now that it is over.
+            keep_versions: Older versions of the dataset are removed, but for those with a tag.
 
         Returns:
             The dataset's version.
@@ -182,7 +183,7 @@ class ClipWriter:
             if not self.root.others(self._run_id):
                 remove_unnamed_files(self.root, datetime.now(UTC) - _KEEP_FILES)
             with contextlib.suppress(OSError):  # another run is at the same, whose work is as good
-                self._tidy()
+                self._tidy(keep_versions)
         self._verify_count()
         if self._seen and run is not None:
             self._remember(run)
@@ -192,7 +193,7 @@ class ClipWriter:
             write_parquet(self.root)
         return version
 
-    def _tidy(self) -> None:
+    def _tidy(self, keep_versions: timedelta) -> None:
         # Binary: pages are copied as they are, not decoded, which for 50,000 rows would take 45 MB more.
         self._dataset.optimize.compact_files(compaction_mode="try_binary_copy", batch_size=ROWS_AT_ONCE)
         indexed = {field for index in self._dataset.describe_indices() for field in index.field_names}
@@ -200,8 +201,7 @@ class ClipWriter:
             if column not in indexed:
                 self._dataset.create_scalar_index(column, kind)
         self._dataset.optimize.optimize_indices()
-        # A version that somebody gave a tag stays.
-        self._dataset.cleanup_old_versions(older_than=_KEEP_VERSIONS, error_if_tagged_old_versions=False)
+        self._dataset.cleanup_old_versions(older_than=keep_versions, error_if_tagged_old_versions=False)
 
     def _verify_count(self) -> None:
         # Another run may have replaced rows of this one since: names are compared, not run ids. Few at once: as tables

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -145,6 +145,35 @@ def read_depth_at(source: str | Path | BinaryIO, time_seconds: float, crc32: int
                 "later run made it anew: then open the dataset again"
             )
     raise DatasetError(f"{file_name(source)} has no frame at {time_seconds:.3f} s")
+
+
+def read_depths_at(
+    source: str | Path | BinaryIO, times_seconds: Sequence[float], crc32: Sequence[int]
+) -> list[NDArray[np.float16]]:
+    """Read several frames of a depth file in one pass from the first of them to the last.
+
+    Args:
+        source: As for `read_depth_at`.
+        times_seconds: The frames' times, ascending.
+        crc32: What `DepthWriter.write` said of each.
+
+    Returns:
+        float16 ``(H, W)`` inverse depth of each.
+
+    Raises:
+        DatasetError: As `read_depth_at`.
+    """
+    found: list[NDArray[np.float16]] = []
+    with opened(source, "matroska", probesize="32") as container:
+        stream = container.streams.video[0]
+        container.seek(round(times_seconds[0] * 1000), stream=stream, backward=True)
+        for packet in container.demux(stream):
+            # Every frame is a key frame: others need not be decoded.
+            if packet.pts is not None and zlib.crc32(packet) == crc32[len(found)]:
+                found += [_half(frame) for frame in packet.decode()]
+                if len(found) == len(crc32):
+                    return found
+    raise DatasetError(f"{file_name(source)} is damaged: its frame at {times_seconds[len(found)]:.3f} s is not there")
 
 
 def read_checksums(source: str | Path | BinaryIO) -> list[int]:

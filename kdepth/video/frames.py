@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -142,6 +142,27 @@ def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
                 if frame.pts == target:
                     return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
     raise DatasetError(f"{file_name(source)} has no frame")
+
+
+def read_frames_at(source: str | Path | BinaryIO, times_seconds: Sequence[float]) -> list[NDArray[np.uint8]]:
+    """Read several frames of a 360p file, decoding once from the key frame before the first of them.
+
+    Args:
+        source: As for `read_frames`.
+        times_seconds: The frames' own times, ascending.
+
+    Returns:
+        uint8 ``(H, W, 3)`` RGB of each.
+
+    Raises:
+        DatasetError: As `read_frames`, or no frame has one of these times.
+    """
+    with opened(source, "mov") as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # our encoder's pictures are one slice, which threads can't share
+        reformatter = VideoReformatter()
+        wanted = {round(time_seconds / stream.time_base) for time_seconds in times_seconds}
+        return [_rgb(frame, reformatter) for _, frame in _decode(container, stream, wanted)]
 
 
 def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
