@@ -15,6 +15,7 @@ from .errors import (
 )
 from .models.load import ClipDepth, DepthModel, load_model
 from .notebook.comparison import ModelComparison, compare_models
+from .notebook.evaluation import DepthScores, evaluate_depth
 from .notebook.parameters import check_parameters, project_path
 from .notebook.source_list import describe_sources, public_sources
 from .pipeline.clip_depth import estimate_clip_depth
@@ -37,6 +38,7 @@ __all__ = [
     "DatasetError",
     "DepthError",
     "DepthModel",
+    "DepthScores",
     "DownloadError",
     "Fetched",
     "KdepthError",
@@ -51,6 +53,7 @@ __all__ = [
     "download",
     "estimate_clip_depth",
     "estimate_depth",
+    "evaluate_depth",
     "fetch",
     "load_model",
     "open_dataset",

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from kdepth.dataset.clip import Clip
 from kdepth.dataset.dataset import ClipDataset
 from kdepth.models.load import DepthModel
-from kdepth.notebook.comparison import rank_correlation
+from kdepth.notebook.evaluation import rank_correlation
 from kdepth.pipeline.clip_depth import estimate_clip_depth
 from kdepth.video.depth_file import read_depth
 
