@@ -370,6 +370,7 @@ def test_a_line_ends_at_newlines_alone(tmp_path: Path) -> None:
         ("a.txt", "https://h/a.mp4\nhttps://a b/c.mp4\n", "line 2: not an http or https URL"),
         ("a.txt", "https://h/a.mp4\nhttps://a..b/c.mp4\n", "line 2: not an http or https URL"),
         ("a.txt", "https://h/a.mp4\nhttps://www.youtube.com/@someone\n", "line 2: not the URL of a YouTube video"),
+        ("a.txt", "https://h/a.mp4\n" + "a," * 70_000 + "\n", "line 2: over 65536 characters"),
         ("a.csv", "url,label\nhttps://h/b.mp4,a\nhttps://h/a.mp4,a,b\n", "line 3: 3 fields, expected 2 (url, label)"),
         ("a.csv", "url\nhttps://h/a.mp4\n\nnothing\n", "line 4: not an http or https URL"),
         (

@@ -123,11 +123,7 @@ def stage_load(rows: pa.Table) -> StageLoad:
         np.add.at(change, np.searchsorted(edges, end[whole] - known.min()), -1)
         return np.cumsum(change)[:-1]
 
-    return StageLoad(
-        edges,
-        {stage: counted(starts[stage], ends[stage]) for stage in STAGES},
-        {
-            "transcode": counted(ends["download"], starts["transcode"]),
-            "depth": counted(ends["transcode"], starts["depth"]),
-        },
-    )
+    in_work = {stage: counted(starts[stage], ends[stage]) for stage in STAGES}
+    waits = (("transcode", "download"), ("depth", "transcode"))
+    waiting = {stage: counted(ends[before], starts[stage]) for stage, before in waits}
+    return StageLoad(edges, in_work, waiting)
