@@ -16,6 +16,7 @@ from .errors import (
 )
 from .models.load import ClipDepth, DepthModel, load_model
 from .notebook.comparison import ModelComparison, compare_models
+from .notebook.evaluation import DepthScores, evaluate_depth
 from .notebook.parameters import check_parameters, project_path
 from .notebook.source_list import describe_sources, public_sources
 from .pipeline.clip_depth import estimate_clip_depth
@@ -41,6 +42,7 @@ __all__ = [
     "DatasetError",
     "DepthError",
     "DepthModel",
+    "DepthScores",
     "DownloadError",
     "Fetched",
     "KdepthError",
@@ -55,6 +57,7 @@ __all__ = [
     "download",
     "estimate_clip_depth",
     "estimate_depth",
+    "evaluate_depth",
     "fetch",
     "fetch_files",
     "load_model",

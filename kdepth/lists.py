@@ -20,6 +20,7 @@ ANNOTATED_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ANNOTATION_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split", "is_cc")
 _SUFFIXES = (*ARCHIVE_SUFFIXES, *VIDEO_SUFFIXES)
 _DELIMITERS = (",", "\t", ";")
+_MOST_CHARS = 65_536  # of a line of a plain list
 _MOST_NAMED = 10  # problems in one message
 _MOST_LINES = 20  # of one quoted value
 _AS_CSV = "write its URLs to a csv with a 'url' column, or give them as a Python list"
@@ -149,6 +150,8 @@ def split_label(text: str) -> tuple[str, str]:
     Raises:
         SourceError: There is something before the URL, or a second one.
     """
+    if len(text) > _MOST_CHARS:
+        raise SourceError(f"over {_MOST_CHARS} characters")
     if re.search(r"\shttps?://", text):
         raise SourceError("the URL must come first in its line, and there must be only one")
     whole = text, ""
@@ -157,7 +160,7 @@ def split_label(text: str) -> tuple[str, str]:
     for gap in re.finditer(r"\s*\t\s*|\s*[,;|]\s*|\s+", text):
         url, label = text[: gap.start()], text[gap.end() :]
         ends = url if set(gap[0]) & set(",;|") else re.split("[?#]", url)[0]
-        if "\t" in gap[0] or (ends.lower().endswith(_SUFFIXES) and not ("?" in url and "=" in label)):
+        if "\t" in gap[0] or (ends[-16:].lower().endswith(_SUFFIXES) and not ("?" in url and "=" in label)):
             return url, label
     url, _, label = text.partition(" ")
     return whole if "?" in url and "=" in label else (url, label)
@@ -168,8 +171,11 @@ def spelled_url(text: str, url: URL) -> str:
     if re.fullmatch(r"[\w:/?#@!$&'()*+,;=.~-]+", text, re.ASCII):  # most: no % either
         return text
     parts = urlsplit(re.sub("%(?![0-9A-Fa-f]{2})", "%25", text))
-    rest = {"path": quote(parts.path, "%/:@!$&'()*+,;=~"), "query": quote(parts.query, "%/:@!$&'()*+,;=~?[]")}
-    return parts._replace(netloc=parts.netloc if parts.netloc.isascii() else url.raw_authority, **rest).geturl()
+    path = quote(parts.path, "%/:@!$&'()*+,;=~")
+    query, fragment = (quote(part, "%/:@!$&'()*+,;=~?[]") for part in (parts.query, parts.fragment))
+    is_plain = re.fullmatch(r"[\w:@!$&'()*+,;=.~%\[\]-]+", parts.netloc, re.ASCII)
+    netloc = parts.netloc if is_plain else url.raw_authority
+    return parts._replace(netloc=netloc, path=path, query=query, fragment=fragment).geturl()
 
 
 def remedy(text: str) -> str:

@@ -1,9 +1,8 @@
-"""Pictures for notebooks. Each function takes data, and draws where it is told or on a figure of its own."""
+"""Draw pictures for notebooks. Each function takes data, and draws on the axes it is given or on a new figure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +15,6 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
 
@@ -24,8 +22,7 @@ from kdepth.dataset.clip import Clip
 from kdepth.errors import DatasetError
 from kdepth.notebook.timeline import StageLoad, stage_load
 
-# Perceptually uniform, dark to bright: near is bright.
-_COLOUR_MAP = "inferno"
+_COLOUR_MAP = "inferno"  # perceptually uniform; near is bright
 _STAGES = {"download": "#4c78a8", "transcode": "#f58518", "depth": "#54a24b"}
 
 
@@ -34,21 +31,21 @@ def _axes(figsize: tuple[float, float] | None = None) -> Axes:
 
 
 def unit(clip: Clip) -> str:
-    """Unit of a clip's inverse depth, for a colour bar."""
+    """Name a clip's inverse depth with its unit, for a colour bar."""
     return "inverse depth [1/m]" if clip.row["depth_kind"] == "metric" else "inverse depth [relative]"
 
 
 def robust_limits(*inverse_depth: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Colour limits that a few stray pixels do not decide: the 1st and 99th percentile of all the arrays together."""
+    """Colour limits without outliers: the 1st and 99th percentile of all the arrays together."""
     values = np.concatenate([array.ravel()[::7] for array in inverse_depth])
     low, high = (float(value) for value in np.percentile(values, (1, 99)))
     return low, max(high, low + 1e-6)
 
 
 def clip_limits(clip: Clip) -> tuple[float, float]:
-    """Colour limits that all frames of a clip share, from the statistics in its row: no frame is read.
+    """Colour limits for all frames of a clip, from the statistics in its row; no frame is read.
 
-    From the 10th percentile of the frames' 5th percentiles to the 90th one of their 95th, of inverse depth.
+    The lower one is the 10th percentile of the frames' ``p05``, the upper one the 90th percentile of their ``p95``.
     """
     clip.require("depth")
     low = float(np.percentile([frame["p05"] for frame in clip.row["frames"]], 10))
@@ -68,8 +65,8 @@ def show_inverse_depth(
     Args:
         inverse_depth: ``(H, W)``.
         ax: Where to draw; default: a new figure.
-        limits: Colour limits, to be shared by pictures that are compared; default: `robust_limits`.
-        label: Of the colour bar, with the unit.
+        limits: Colour limits; give the same ones to pictures that are compared. Default: `robust_limits`.
+        label: What the colour bar says, with the unit.
     """
     ax = ax or _axes()
     low, high = limits or robust_limits(inverse_depth)
@@ -80,7 +77,7 @@ def show_inverse_depth(
 
 
 def show_frame(clip: Clip, index: int | None = None) -> Figure:
-    """Draw one frame beside its depth; all frames of a clip have the same colours (`clip_limits`).
+    """Draw one frame beside its depth, in the colours that all frames of the clip share (`clip_limits`).
 
     Args:
         clip: A clip with depth for the frame.
@@ -101,11 +98,11 @@ def _middle(clip: Clip) -> int:
 
 
 def show_clips(clips: Sequence[Clip], *, frames_per_clip: int = 3) -> Figure:
-    """RGB over depth for some frames of each clip, one clip a row; the colour limits are shared within a clip.
+    """Draw some frames of each clip beside their depth, one clip a row; a clip's depth has the same colour limits.
 
     Args:
         clips: Clips with status ok.
-        frames_per_clip: Frames of each, spread evenly over those that have depth.
+        frames_per_clip: How many frames of each clip, spread evenly over those that have depth.
     """
     if not clips:
         raise ValueError("clips is empty: there is nothing to show")
@@ -118,10 +115,9 @@ def show_clips(clips: Sequence[Clip], *, frames_per_clip: int = 3) -> Figure:
         picks = sorted({have[int((k + 0.5) / columns * len(have))] for k in range(columns)})
         depths = [clip.inverse_depth(index) for index in picks]
         limits = robust_limits(*depths)
-        label = clip.row["label"] or "no label"
-        title = f"{clip.clip_id}  ({label}), depth by {clip.row['depth_model']}"
+        title = f"{clip.clip_id}  ({clip.row['label'] or 'no label'}), depth by {clip.row['depth_model']}"
         figure_row.suptitle(title, fontsize=9, parse_math=False)  # labels may hold a $
-        ratios = [1.0] * (2 * columns) + [0.03]  # the last one for the colours, at one place in all rows
+        ratios = [1.0] * (2 * columns) + [0.03]  # the last one is the colour bar, at the same place in all rows
         *axes, colours = figure_row.subplots(1, 2 * columns + 1, width_ratios=ratios)
         for ax in axes:
             ax.set_axis_off()
@@ -137,7 +133,7 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
     """Write a clip's frames beside their depth, as an H.264 video that browsers play, at their own times.
 
     Args:
-        clip: With depth for each frame that is to be shown.
+        clip: A clip; its frames without depth are left out.
         path: The ``.mp4`` to make.
         stable: As for `Clip.inverse_depth`.
 
@@ -169,19 +165,19 @@ def point_cloud(clip: Clip, index: int | None = None, *, ax: Axes3D | None = Non
     """Draw a frame as coloured points in space, seen from a little above.
 
     Args:
-        clip: A clip with depth for the frame. A relative model's depth has no unit, and its shape is only right up to a
-            shift of the inverse depth.
+        clip: A clip with depth for the frame. Relative depth has no unit, and an unknown shift of its inverse distorts
+            the shape.
         index: Number of the frame; default: the middle one of those that have depth.
         ax: A 3D axes; default: a new figure.
-        num_points: Points, drawn at random among the pixels with a fixed seed.
+        num_points: How many pixels to draw, chosen at random with a fixed seed.
     """
     index = _middle(clip) if index is None else index
     rgb, inverse_depth = clip.frame(index), clip.inverse_depth(index)
     height, width = inverse_depth.shape
     frame = next(frame for frame in clip.row["frames"] if frame["index"] == index)
-    # Where no focal length is known: 60 degrees across, as phones film.
+    # Without a focal length: a horizontal field of view of 60 degrees, as phones have.
     focal = frame["focal_length_px"] or 0.5 * width / np.tan(np.radians(30))
-    # What is more than four times as far as the near things would leave them a few dots in a corner.
+    # Far points are left out: with them the near things would be a few dots in a corner.
     near_enough = inverse_depth > 0.25 * np.percentile(inverse_depth, 95)
     if not near_enough.any():
         raise DatasetError(f"frame {index} of {clip.clip_id} is infinitely far everywhere: there are no points to draw")
@@ -207,13 +203,13 @@ def point_cloud(clip: Clip, index: int | None = None, *, ax: Axes3D | None = Non
 
 
 def statistics_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
-    """Median and 5th to 95th percentile of a clip's inverse depth over its time."""
+    """Draw the median and the 5th to 95th percentile of a clip's inverse depth over its time."""
     ax = ax or _axes((8, 3))
     clip.require("depth")
     frames = clip.row["frames"]
     time_seconds = [frame["time_seconds"] for frame in frames]
     low, high = ([frame[name] for frame in frames] for name in ("p05", "p95"))
-    few = len(frames) <= 12  # between them nothing is known
+    few = len(frames) <= 12  # no lines between frames that are far apart
     if few:
         ax.vlines(time_seconds, low, high, alpha=0.25, linewidth=6, label="5 % to 95 %")
     else:
@@ -225,7 +221,7 @@ def statistics_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
 
 
 def flicker_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
-    """A clip's `Clip.scale_jumps` over its time: as stored, and with ``stable=True``."""
+    """Draw a clip's `Clip.scale_jumps` over its time: as stored, and with ``stable=True``."""
     ax = ax or _axes((8, 3))
     time_seconds = [frame["time_seconds"] for frame in clip.row["frames"]]
     for stable, name in ((False, "as stored"), (True, "stable=True")):
@@ -239,9 +235,10 @@ def flicker_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
 
 
 def nearness_by_label(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
-    """How near things are, by action class: each clip's 95th percentile of inverse depth over its median, a dot a clip.
+    """Draw how near the nearest things are, by action class, one dot a clip.
 
-    A ratio, so that clips of a relative model may be compared: 1 is a wall, 5 someone close in front of a far scene.
+    The value is the 95th percentile of inverse depth divided by the median. As a ratio it can be compared between clips
+    of a relative model: 1 is a wall, 5 is someone close in front of a far scene.
 
     Args:
         rows: Rows with the columns ``label`` and ``frames``.
@@ -262,7 +259,7 @@ def nearness_by_label(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
 
 
 def timeline(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
-    """What each stage did when: one line a clip, one bar a stage, in order of the first start.
+    """Draw when each stage worked: one line a clip, one bar a stage, in order of the first start.
 
     Args:
         rows: Rows with the columns ``clip_id``, ``status``, ``*_started_at`` and ``*_seconds``.
@@ -272,9 +269,8 @@ def timeline(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
     if not table:
         raise ValueError("rows: no row says when a stage began")
 
-    def began(row: dict[str, Any]) -> datetime:
-        times: list[datetime] = [row[f"{stage}_started_at"] for stage in _STAGES if row[f"{stage}_started_at"]]
-        return min(times)
+    def began(row: dict[str, Any]) -> Any:
+        return min(row[f"{stage}_started_at"] for stage in _STAGES if row[f"{stage}_started_at"])
 
     table.sort(key=began)
     start = began(table[0])
@@ -286,7 +282,7 @@ def timeline(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
         seconds = np.array([row[f"{stage}_seconds"] or 0.0 for _, row in bars])
         if len(table) <= 60:
             ax.barh(lines, seconds, left=begin, color=colour, label=stage)
-        else:  # a bar is an object of its own: 20,000 clips would take a minute
+        else:  # 20,000 clips with bars would take a minute
             ax.hlines(lines, begin, begin + seconds, color=colour, label=stage, linewidth=1.5)
     if len(table) <= 60:
         ax.set_yticks(range(len(table)), [row["clip_id"] for row in table], fontsize=7)
@@ -294,19 +290,19 @@ def timeline(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
         ax.set_ylabel("clip")
     ax.invert_yaxis()
     ax.set_xlabel("seconds since the first stage began")
-    handles = [Patch(color=colour, label=stage) for stage, colour in _STAGES.items()]  # also of one without a bar
+    handles = [
+        Patch(color=colour, label=stage) for stage, colour in _STAGES.items()
+    ]  # a stage without bars has one too
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_STAGES), frameon=False)
     return ax
 
 
 def show_stable(clip: Clip, *, num_frames: int = 4) -> Figure:
-    """Neighbouring frames from the middle of a clip: as they are, their depth as stored, and with ``stable=True``.
-
-    All depth has the same colours (`robust_limits`).
+    """Draw neighbouring frames from the middle of a clip, their depth as stored, and with ``stable=True``.
 
     Args:
-        clip: A clip with depth.
-        num_frames: At most so many.
+        clip: A clip with depth. All its frames have the same colours (`robust_limits`).
+        num_frames: How many frames at most.
     """
     have = clip.depth_indices
     start = max((len(have) - num_frames) // 2, 0)
@@ -329,41 +325,41 @@ def show_stable(clip: Clip, *, num_frames: int = 4) -> Figure:
 
 
 def clips_in_work(load: StageLoad, *, ax: Axes | None = None) -> Axes:
-    """How many clips each stage worked on over the time of a run, one on top of the other."""
+    """Draw how many clips each stage worked on over the time of a run, stacked."""
     ax = ax or _axes((11, 2))
     below = np.zeros(load.edges.size - 1)
     for stage, colour in _STAGES.items():
         ax.stairs(below + load.in_work[stage], load.edges, baseline=below, fill=True, color=colour, label=stage)
         below = below + load.in_work[stage]
     ax.set(ylabel="clips in work", xlabel="seconds since the first stage began")
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.locator_params(axis="y", integer=True)
     return ax
 
 
 def clips_waiting(load: StageLoad, *, ax: Axes | None = None) -> Axes:
-    """How many clips waited between the stages over the time of a run."""
+    """Draw how many clips waited between the stages over the time of a run."""
     ax = ax or _axes((11, 2))
     for stage, name in (("transcode", "downloaded, not yet transcoded"), ("depth", "transcoded, no depth yet")):
         ax.stairs(load.waiting[stage], load.edges, color=_STAGES[stage], label=name, linewidth=1.5)
     ax.set(ylabel="clips waiting", xlabel="seconds since the first stage began")
     ax.set_ylim(0, max(1.0, ax.get_ylim()[1]))
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.locator_params(axis="y", integer=True)
     ax.legend(loc="upper right", frameon=False)
     return ax
 
 
 def run_timeline(rows: pa.Table) -> Figure:
-    """A run at a glance: what each stage did when, how many clips were in work and waiting, and the bottleneck.
+    """Draw a run: when each stage worked, how many clips were in work and waiting, and the bottleneck.
 
     Args:
         rows: Rows of one run (`kdepth.notebook.timeline.last_run`), with the columns that `timeline` needs.
     """
     load = stage_load(rows)
-    lines = min(rows.num_rows, 60)
+    height = 0.22 * min(rows.num_rows, 60)
+    ratios = (1 + height, 1.5, 1.5)
     figure, axes = plt.subplots(
-        3, 1, figsize=(11, 4.4 + 0.22 * lines), height_ratios=(1 + 0.22 * lines, 1.5, 1.5), sharex=True,
-        layout="constrained",
-    )  # fmt: skip
+        3, 1, figsize=(11, 4.4 + height), height_ratios=ratios, sharex=True, layout="constrained"
+    )
     timeline(rows, ax=axes[0])
     clips_in_work(load, ax=axes[1])
     clips_waiting(load, ax=axes[2])

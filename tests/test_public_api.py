@@ -17,6 +17,7 @@ def test_the_public_surface_is_this() -> None:
             "ClipDataset",
             "ClipDepth",
             "DepthModel",
+            "DepthScores",
             "Fetched",
             "ModelComparison",
             "RunReport",
@@ -28,6 +29,7 @@ def test_the_public_surface_is_this() -> None:
         *("fetch", "fetch_files", "transcode_file", "video_info", "load_model", "estimate_clip_depth"),
         *("read_depth", "read_frames"),
         *("check_parameters", "project_path", "start_ray", "describe_sources", "public_sources"),
+        "evaluate_depth",
     }
     for name in kdepth.__all__:
         assert hasattr(kdepth, name)

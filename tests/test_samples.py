@@ -8,7 +8,6 @@ from conftest import Run
 
 import kdepth
 from kdepth import samples
-from kdepth.notebook.comparison import rank_correlation
 from kdepth.schema import parse_kinetics_name
 from kdepth.video.frames import read_frames
 
@@ -66,11 +65,3 @@ def test_predicted_depth_has_the_order_of_the_true_depth(sample_run: Run) -> Non
     correlations = table["spearman"].to_pylist()
     assert np.mean(correlations) > 0.8
     assert min(correlations) > 0.5
-
-
-def test_rank_correlation_of_known_orders() -> None:
-    values = np.array([[3.0, 1.0], [2.0, 4.0]])
-    assert rank_correlation(values, np.exp(values)) == pytest.approx(1)
-    assert rank_correlation(values, -values) == pytest.approx(-1)
-    # With ties, by hand: ranks 1.5 1.5 3 4 against 1 2 3 4.
-    assert rank_correlation(np.array([5.0, 5.0, 6.0, 7.0]), np.arange(4.0)) == pytest.approx(0.9486833)

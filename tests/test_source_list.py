@@ -34,6 +34,11 @@ def test_lines_and_clips_are_counted_in_words(tmp_path: Path) -> None:
         "not usable: my.txt, line 8: not an http or https URL",
         "not usable: 1 more; they become failed rows",
     ]
+    limited = kdepth.describe_sources(kdepth.read_sources(path, limit=2)).splitlines()
+    assert limited[:2] == [
+        "9 lines: 3 clips, 1 archive, 1 URL that is there twice, 4 lines that can't be used",
+        "taken, as limit=2: 2 clips or archives",
+    ]
     annotations = tmp_path / "val.csv"
     annotations.write_text("label,youtube_id,time_start,time_end\n" + "run,0wR5jVB-WPk,417,427\n" * 2)
     sources = kdepth.read_sources(urls, annotations=annotations)

@@ -330,6 +330,9 @@ def test_a_csv_of_bare_urls_needs_no_first_line(encoding: str, end: str, tmp_pat
         "https://h/a%27b%2Fc%2C%3A%28.mp4?X-Amz-SignedHeaders=host%3Brange&name=a%20b+c&x[]=%C3%A9",
         "https://h:8443/a.mp4?sig=a%2Bb%3D%3D",
         "https://user:pass%40word@h/a.mp4?q=1",
+        "http://[2001:db8::1]:8080/a.mp4",
+        "http://[::ffff:10.0.0.1]/a.mp4",
+        "http://under_score.h.org./a.mp4",
     ],
 )
 def test_a_url_keeps_its_spelling_and_its_name(url: str) -> None:
@@ -370,6 +373,7 @@ def test_a_line_ends_at_newlines_alone(tmp_path: Path) -> None:
         ("a.txt", "https://h/a.mp4\nhttps://a b/c.mp4\n", "line 2: not an http or https URL"),
         ("a.txt", "https://h/a.mp4\nhttps://a..b/c.mp4\n", "line 2: not an http or https URL"),
         ("a.txt", "https://h/a.mp4\nhttps://www.youtube.com/@someone\n", "line 2: not the URL of a YouTube video"),
+        ("a.txt", "https://h/a.mp4\n" + "a," * 70_000 + "\n", "line 2: over 65536 characters"),
         ("a.csv", "url,label\nhttps://h/b.mp4,a\nhttps://h/a.mp4,a,b\n", "line 3: 3 fields, expected 2 (url, label)"),
         ("a.csv", "url\nhttps://h/a.mp4\n\nnothing\n", "line 4: not an http or https URL"),
         (
@@ -576,3 +580,88 @@ def test_an_archive_is_not_one_clips_source(header: str, tmp_path: Path) -> None
     table = read_sources(path)
     assert "list.csv, line 2: an archive with one clip's times: list it by its URL" in problems(table)[0]
     assert table["kind"].to_pylist() == ["archive", "invalid"]
+
+
+PIECES = (
+    *(
+        "https://",
+        "http://",
+        "ftp://",
+        "h/",
+        "h.org/",
+        "[::1]",
+        "a.mp4",
+        "a b.mp4",
+        ".tar.gz",
+        "?x=1",
+        "&y=",
+        "%",
+        "%2",
+        "%zz",
+    ),
+    *(
+        ",",
+        "\t",
+        ";",
+        "|",
+        '"',
+        "'",
+        "#",
+        "\\",
+        " ",
+        "\n",
+        "\n",
+        "\r",
+        "\r\n",
+        "\0",
+        "\x1b[2J",
+        "\u2028",
+        "é",
+        "日",
+        "\ud800",
+    ),
+    *(
+        "url",
+        "label",
+        "youtube_id",
+        "time_start",
+        "time_end",
+        "417",
+        "-1",
+        "nan",
+        "1e9",
+        "inf",
+        ID,
+        CLIP,
+        "youtu.be/",
+        "@",
+        ":",
+    ),
+)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_a_list_holds_is_a_row_or_one_error(seed: int, tmp_path: Path) -> None:
+    generator = random.Random(seed)
+    for _ in range(60):
+        text = "".join(generator.choices(PIECES, k=generator.randrange(60)))
+        if generator.random() < 0.5:
+            text = "https://h/a.mp4\n" + text
+        name = generator.choice(["a.txt", "a.csv", "a.tsv"])
+        (tmp_path / name).write_bytes(
+            text.encode("utf-8", errors="surrogatepass" if generator.random() < 0.1 else "replace")
+        )
+        urls = ["https://h/a.zip"]
+        for sources, annotated in ((tmp_path / name, None), (text.split("\n"), None), (urls, tmp_path / name)):
+            try:
+                table = read_sources(sources, annotations=annotated)  # type: ignore[arg-type]
+            except SourceError:
+                continue
+            counts(table)
+            rows(table)
+            for clip_id in table["clip_id"].to_pylist():
+                assert set(clip_id) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+            for url in filter(None, table["url"].to_pylist()):
+                assert url.isascii()
+                assert url.isprintable()
+                assert " " not in url

@@ -1,4 +1,4 @@
-"""How well depth maps agree, and what several models make of one frame."""
+"""Compare what several models make of one frame."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,27 +13,7 @@ from numpy.typing import NDArray
 from kdepth.dataset.clip import Clip
 from kdepth.html import card, rgb_and_depth
 from kdepth.models.load import DepthModel, load_model, model_identity
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """Agreement of an estimate with a reference, both inverse depth of the same pixels.
-
-    Attributes:
-        abs_rel: Mean of ``|a * estimate + b - reference| / reference`` after the best scale and shift (0: equal); of
-            inverse depth, where papers mostly give it of depth.
-        rank_correlation: Spearman's: 1 where the order of all pixels is the same, -1 where near and far are exchanged.
-        scale: The ``a`` of that fit; negative if near and far are exchanged.
-        shift: Its ``b``.
-    """
-
-    abs_rel: float
-    rank_correlation: float
-    scale: float
-    shift: float
-
-    def __str__(self) -> str:
-        return f"AbsRel {self.abs_rel:.3f}, rank correlation {self.rank_correlation:.3f}"
+from kdepth.notebook.evaluation import DepthScores, evaluate_depth
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -44,12 +23,12 @@ class ModelComparison:
     Attributes:
         rgb: The frame, uint8 ``(H, W, 3)``.
         inverse_depth: By model (`DepthModel.identity`), float32 ``(H, W)``, in the order asked for.
-        agreement: Of each model but the first with the first.
+        agreement: How well each model but the first agrees with the first (`agreement`).
     """
 
     rgb: NDArray[np.uint8]
     inverse_depth: dict[str, NDArray[np.float32]]
-    agreement: dict[str, Agreement]
+    agreement: dict[str, DepthScores]
 
     def __str__(self) -> str:
         first, *others = self.inverse_depth
@@ -99,50 +78,19 @@ def compare_models(
     return ModelComparison(rgb, found, {name: agreement(found[name], found[first]) for name in others})
 
 
-def agreement(estimate: NDArray[Any], reference: NDArray[Any]) -> Agreement:
-    """How well an estimate of inverse depth agrees with a reference.
+def agreement(estimate: NDArray[np.floating], reference: NDArray[np.floating]) -> DepthScores:
+    """Compare two estimates of one frame up to scale and shift, which a relative model leaves open.
 
-    Scale and shift are the least-squares fit in inverse depth (Ranftl et al. 2020, "Towards Robust Monocular Depth
-    Estimation", section 4): what a relative model leaves open. Pixels where either is not finite, or the reference not
-    positive (no measurement), don't count; nor, for `abs_rel` alone, those below a thousandth of what is near in the
-    reference (its 99th percentile), where a relative error has no meaning.
+    As `kdepth.evaluate_depth` for relative depth, with the reference as the truth in a unit of its own. What is over a
+    thousand times as far as its nearest hundredth does not count: a relative error has no meaning there.
 
     Args:
-        estimate: Inverse depth.
+        estimate: ``(H, W)`` inverse depth.
         reference: Inverse depth, same shape.
 
     Raises:
-        ValueError: Different shapes, or fewer than three pixels to compare.
+        ValueError: As `kdepth.evaluate_depth`.
     """
-    if estimate.shape != reference.shape:
-        raise ValueError(f"estimate and reference must have one shape, not {estimate.shape} and {reference.shape}")
-    valid = np.isfinite(estimate) & np.isfinite(reference) & (reference > 0)
-    x, y = estimate[valid].astype(np.float64), reference[valid].astype(np.float64)
-    if len(x) < 3:
-        raise ValueError(f"only {len(x)} pixels can be compared")
-    spread = np.mean((x - x.mean()) ** 2)
-    scale = float(np.mean((x - x.mean()) * (y - y.mean())) / spread) if spread > 0 else 0.0
-    shift = float(y.mean() - scale * x.mean())
-    counted = y >= 1e-3 * np.percentile(y, 99)
-    abs_rel = float(np.mean(np.abs(scale * x + shift - y)[counted] / y[counted]))
-    return Agreement(abs_rel, rank_correlation(x, y), scale, shift)
-
-
-def rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Spearman's rank correlation of two arrays of the same shape, equal values at their mean rank.
-
-    Returns:
-        In [-1, 1]; 1: the same order. Of pixels where both are finite; NaN if one of them is constant.
-    """
-    valid = np.isfinite(a) & np.isfinite(b)
-    if not valid.any():
-        return float("nan")
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.corrcoef(_ranks(a[valid]), _ranks(b[valid]))[0, 1])
-
-
-def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    _, place, counts = np.unique(values.ravel(), return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[place]
-    return ranks
+    near = np.nanpercentile(reference, 99)
+    far = 1e3 / float(near) if near > 0 else 1.0
+    return evaluate_depth(estimate, reference, kind="relative", min_depth_m=0.0, max_depth_m=far)

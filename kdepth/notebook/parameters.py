@@ -88,8 +88,8 @@ def _as_declared(name: str, value: Any, kind: str) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind == "str" and (isinstance(value, str | os.PathLike) or is_number):
         return str(value) if is_number else value
-    if kind == "bool" and (isinstance(value, bool) or str(value).strip().lower() in _BOOLS):
-        return value if isinstance(value, bool) else _BOOLS[str(value).strip().lower()]
+    if kind == "bool" and (word := str(value).strip().lower()) in _BOOLS:
+        return _BOOLS[word]
     if kind in ("int", "float") and (is_number or isinstance(value, str)):
         try:
             number = float(value)

@@ -50,6 +50,9 @@ def describe_sources(sources: pa.Table) -> str:
     counted = json.loads(sources.schema.metadata[ASKED_KEY])
     parts = [f"{counted[name]:,} {words[counted[name] != 1]}" for name, words in _COUNTS.items() if counted[name]]
     lines = [f"{counted['lines']:,} {'line' if counted['lines'] == 1 else 'lines'}: {', '.join(parts)}"]
+    if limit := counted["limit"]:
+        taken = sources.filter(pc.is_in(sources["kind"], pa.array(["video", "youtube", "archive"])))["clip_id"]
+        lines.append(f"taken, as limit={limit}: {len(pc.unique(taken)):,} clips or archives")
     if renamed := counted["renamed"]:
         lines.append(
             f"got a name of their own, as another URL's file has theirs: {renamed:,} (one clip? give annotations)"

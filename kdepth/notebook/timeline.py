@@ -1,4 +1,4 @@
-"""Who was busy when in a run, what waited, and where the bottleneck was: all from the columns of its rows."""
+"""Find out from a run's rows when each stage worked, how many clips waited, and where the bottleneck was."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 STAGES = ("download", "transcode", "depth")
-# The columns that the functions here read.
+# The columns that `last_run` and `stage_load` need.
 COLUMNS = (
     *("clip_id", "run_id", "committed_at"),
     *(f"{stage}_{what}" for stage in STAGES for what in ("started_at", "seconds")),
@@ -19,13 +19,14 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class StageLoad:
-    """How many clips each stage had in work and waiting, from one event of a run to the next.
+    """How many clips were in each stage, and how many waited for it, over the time of a run.
 
     Attributes:
-        edges: ``(N + 1,)`` float64, seconds since the first stage began, ascending: where something began or ended.
-        in_work: Stage -> ``(N,)`` int: clips in it between two edges.
-        waiting: ``transcode``: downloaded but not yet transcoded; ``depth``: transcoded but without depth yet;
-            ``(N,)`` int each. Clips that failed wait for nothing.
+        edges: ``(N + 1,)`` float64, seconds since the first stage began, ascending: the times at which a stage of a
+            clip began or ended.
+        in_work: Stage -> ``(N,)`` int: clips in the stage between two edges.
+        waiting: Stage -> ``(N,)`` int: clips that wait for it: for ``transcode`` those downloaded but not yet
+            transcoded, for ``depth`` those transcoded but without depth yet. Failed clips do not wait.
     """
 
     edges: NDArray[np.float64]
@@ -34,19 +35,20 @@ class StageLoad:
 
     @property
     def seconds(self) -> float:
-        """From the first stage's start to the last one's end."""
+        """Time from the start of the first stage to the end of the last one."""
         return float(self.edges[-1])
 
     def work_seconds(self, stage: str) -> float:
-        """Time that the stage spent, all clips together."""
+        """Sum of the times that the stage spent on each clip."""
         return float(np.sum(self.in_work[stage] * np.diff(self.edges)))
 
     def bottleneck_seconds(self) -> dict[str, float]:
-        """Stage -> time for which the run waited for it; what is left of `seconds` is mostly the start of workers.
+        """Stage -> time for which the run waited for it. The rest of `seconds` is mostly the start of workers.
 
-        While clips wait for depth, that is depth. While clips wait to be transcoded, it is what the workers do that
-        they wait for: transcode and depth, by the clips that each has in work (without a GPU one worker does both).
-        While nothing waits, it is the download if one is under way, else what is in work.
+        While clips wait for depth, the run waits for depth. While clips wait for their transcode, the run waits for the
+        workers: the time is shared between transcode and depth by the clips that each has in work (without a GPU one
+        worker does both). While no clip waits, the run waits for the download if one is under way, else for the stages
+        in work.
         """
         widths = np.diff(self.edges)
         transcode, depth = self.in_work["transcode"], self.in_work["depth"]
@@ -60,7 +62,7 @@ class StageLoad:
         }
 
     def summary(self) -> str:
-        """Where the bottleneck was, and what each stage did, in a few lines for a lab book."""
+        """Name the bottleneck and what each stage did, in a few lines for a lab book."""
         blamed = self.bottleneck_seconds()
         worst = max(blamed, key=lambda stage: blamed[stage])
         widths = np.diff(self.edges) / self.seconds
@@ -80,7 +82,7 @@ class StageLoad:
 
 
 def last_run(rows: pa.Table) -> pa.Table:
-    """The rows of the last run in which any stage worked; none if there was no such run.
+    """Select the rows of the last run in which any stage worked; none if there was no such run.
 
     Args:
         rows: With the columns `COLUMNS`.
@@ -94,11 +96,11 @@ def last_run(rows: pa.Table) -> pa.Table:
 
 
 def stage_load(rows: pa.Table) -> StageLoad:
-    """How many clips each stage had in work and waiting over the time of a run.
+    """Count how many clips were in each stage, and how many waited for it, over the time of a run.
 
     Args:
         rows: Rows of one run, with the columns ``*_started_at`` and ``*_seconds``. A stage that a clip did
-            not need in this run (its file was there already) has nulls and counts for nothing.
+            not need in this run (its file was there already) has nulls, and is not counted.
 
     Raises:
         ValueError: No row says when a stage began.
@@ -121,11 +123,7 @@ def stage_load(rows: pa.Table) -> StageLoad:
         np.add.at(change, np.searchsorted(edges, end[whole] - known.min()), -1)
         return np.cumsum(change)[:-1]
 
-    return StageLoad(
-        edges,
-        {stage: counted(starts[stage], ends[stage]) for stage in STAGES},
-        {
-            "transcode": counted(ends["download"], starts["transcode"]),
-            "depth": counted(ends["transcode"], starts["depth"]),
-        },
-    )
+    in_work = {stage: counted(starts[stage], ends[stage]) for stage in STAGES}
+    waits = (("transcode", "download"), ("depth", "transcode"))
+    waiting = {stage: counted(ends[before], starts[stage]) for stage, before in waits}
+    return StageLoad(edges, in_work, waiting)

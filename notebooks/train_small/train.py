@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdepth.models.small import Convolution, Encoder, SmallNetwork, fast_dtype, load_small
-from kdepth.notebook.comparison import rank_correlation
+from kdepth.notebook.evaluation import rank_correlation
 from kdepth.video.depth_file import read_depth
 from kdepth.video.frames import read_frames
 from train_small import scenes
