@@ -13,7 +13,8 @@ from .errors import (
     SourceError,
     TranscodeError,
 )
-from .models.load import ClipDepth, DepthModel, load_model
+from .models.base import ClipDepth, DepthModel
+from .models.load import load_model
 from .notebook.comparison import ModelComparison, compare_models
 from .notebook.parameters import check_parameters, project_path
 from .pipeline.clip_depth import estimate_clip_depth

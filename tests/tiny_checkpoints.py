@@ -20,10 +20,12 @@ from transformers import (
     GLPNConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Tipsv2DptConfig,
+    Tipsv2VisionConfig,
     ZoeDepthConfig,
 )
 
-from kdepth.models.load import DepthKind
+from kdepth.models.base import DepthKind
 
 
 def depth_pro_config(*, patch_size: int = 64, layers: int = 2, **options: Any) -> DepthProConfig:
@@ -124,6 +126,26 @@ def zoedepth_config() -> ZoeDepthConfig:
     )
 
 
+def tipsv2_dpt_config() -> Tipsv2DptConfig:
+    backbone = Tipsv2VisionConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=56,
+        patch_size=14,
+        out_indices=[1, 2, 3, 4],
+        reshape_hidden_states=False,
+    )
+    return Tipsv2DptConfig(
+        backbone_config=backbone,
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16,
+        num_depth_bins=16,
+        max_depth=10.0,
+    )
+
+
 # What the checkpoints on the hub have in their preprocessor_config.json, at the tiny networks' sizes.
 PROCESSORS: dict[str, dict[str, Any]] = {
     "depth_pro": {"image_processor_type": "DepthProImageProcessor", "size": {"height": 256, "width": 256}},
@@ -144,6 +166,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "ensure_multiple_of": 32,
         "keep_aspect_ratio": True,
     },
+    "tipsv2_dpt": {"image_processor_type": "Tipsv2DptImageProcessor", "size": {"height": 56, "width": 56}},
 }
 
 
@@ -204,6 +227,8 @@ FAMILIES = {
     "depth-anything-metric": Family(depth_anything_metric_config, "metric", None, "head.conv3", 0.0, 1 / 10),
     "glpn": Family(glpn_config, "metric", None, "head.head.2", 0.0, 1 / 5),
     "zoedepth": Family(zoedepth_config, "metric"),
+    # All of 16 bins from 1 mm to 10 m alike.
+    "tipsv2-dpt": Family(tipsv2_dpt_config, "metric", None, "depth_head.depth_head", 1.0, 2 / 10.001),
     "dpt": Family(dpt_config, "relative", "relative", "head.head.4", 4.0, 4.0),
     "dpt-metric": Family(dpt_config, "metric", "metric", "head.head.4", 4.0, 1 / 4),
 }

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from kdepth.errors import DepthError, printable
 
-from kdepth.errors import DepthError
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-def apple_config() -> Any:
-    """Configuration of the network in Apple's ``depth_pro.pt``: three ViT-L/16, 952 M parameters."""
-    from transformers import DepthProConfig
-
-    # transformers' own default is a smaller network.
-    vit = {
-        "model_type": "dinov2",
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "patch_size": 16,
-        "image_size": 384,
-        "use_mask_token": False,
-    }
-    return DepthProConfig(
-        image_model_config=dict(vit), patch_model_config=dict(vit), fov_model_config=dict(vit), use_fov_model=True
-    )
+# transformers' own default is a smaller network.
+_VIT = {
+    "model_type": "dinov2",
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 16,
+    "image_size": 384,
+    "use_mask_token": False,
+}
+# Configuration of the network in Apple's ``depth_pro.pt``: three ViT-L/16, 952 M parameters.
+APPLE_CONFIG: dict[str, Any] = {
+    "model_type": "depth_pro",
+    "image_model_config": _VIT,
+    "patch_model_config": _VIT,
+    "fov_model_config": _VIT,
+    "use_fov_model": True,
+}
 
 
 def apple_keys(layers: int) -> dict[str, list[str]]:
@@ -59,19 +58,18 @@ def apple_keys(layers: int) -> dict[str, list[str]]:
     }
     towers = {
         "encoder.patch_encoder.": encoder + "patch_encoder.model.",
+        "encoder.image_encoder.": encoder + "image_encoder.model.",
         "fov.encoder.0.": "fov_model.fov_encoder.model.",
     }
-    towers["encoder.image_encoder."] = encoder + "image_encoder.model."
     for apple, port in towers.items():
         names |= {apple + a: " ".join(port + part for part in p.split()) for a, p in vit.items()}
     # The port counts scales from coarse to fine, Apple from fine to coarse.
     for i, steps in enumerate((4, 3)):
-        names |= {
-            f"encoder.upsample_latent{i}.{n}.weight": f"{up}intermediate.{1 - i}.layers.{n}.weight"
-            for n in range(steps)
-        }
+        for n in range(steps):
+            names[f"encoder.upsample_latent{i}.{n}.weight"] = f"{up}intermediate.{1 - i}.layers.{n}.weight"
     for i in range(3):
-        names |= {f"encoder.upsample{i}.{n}.weight": f"{up}scaled_images.{2 - i}.layers.{n}.weight" for n in range(2)}
+        for n in range(2):
+            names[f"encoder.upsample{i}.{n}.weight"] = f"{up}scaled_images.{2 - i}.layers.{n}.weight"
     for i in range(1, 5):
         names[f"decoder.convs.{i}.weight"] = f"{neck}feature_projection.projections.{4 - i}.weight"
     for i in range(5):
@@ -90,22 +88,22 @@ def apple_keys(layers: int) -> dict[str, list[str]]:
     return keys
 
 
-def load_apple_weights(path: Path, config: Any) -> dict[str, Tensor]:
+def port_weights(weights: Mapping[str, Tensor], layers: int, file: str) -> dict[str, Tensor]:
     """The weights of Apple's ``depth_pro.pt`` under the names of transformers' port.
 
+    Args:
+        weights: The file's content.
+        layers: Layers of each vision transformer.
+        file: Its name, for errors.
+
     Raises:
-        DepthError: The file can't be read as plain weights, or has a key too few or too many (the message names it).
+        DepthError: There is a key too few or too many (the message names it).
     """
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as exc:
-        raise DepthError(f"{path} can't be read as PyTorch weights: {exc}") from exc
-    if not isinstance(weights, dict):
-        raise DepthError(f"{path} is not Apple's depth_pro.pt: it holds a {type(weights).__name__}")
-    keys = apple_keys(config.patch_model_config.num_hidden_layers)
+    keys = apple_keys(layers)
     for problem, names in (("lacks", keys.keys() - weights.keys()), ("has unknown", weights.keys() - keys.keys())):
         if names:
-            raise DepthError(f"{path} is not Apple's depth_pro.pt: it {problem} {', '.join(sorted(names)[:5])}")
+            some = printable(", ".join(sorted(map(str, names))[:5]))
+            raise DepthError(f"{file} is not Apple's depth_pro.pt: it {problem} {some}")
     return {
         port: part
         for apple, ports in keys.items()
