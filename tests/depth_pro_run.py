@@ -25,13 +25,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from kdepth.models.apple_weights import APPLE_CONFIG, apple_keys
+from kdepth.models.apple_weights import APPLE_CONFIG
 from kdepth.models.base import Predict
 from kdepth.models.load import load_model
 
 
 def make(folder: Path) -> None:
-    from tiny_checkpoints import PROCESSORS, save_checkpoint  # not while memory is measured
+    from tiny_checkpoints import PROCESSORS, apple_keys, save_checkpoint  # not while memory is measured
     from transformers import DepthProConfig
 
     config = DepthProConfig.from_dict(dict(APPLE_CONFIG))
@@ -95,7 +95,7 @@ def on_a_gpu(path: Path, *, num_frames: int = 4, turns: int = 8) -> dict[str, fl
         network = AutoModelForDepthEstimation.from_pretrained(path, attn_implementation="sdpa", dtype=dtype)
         stock[dtype] = network.eval().cuda()
     started = time.perf_counter()
-    predict: Predict = load_model(path, device="cuda")._predict
+    predict: Predict = load_model(path, device="cuda").predict
     ways = {
         "transformers": lambda: stock[torch.float16](pixels.half()).predicted_depth,
         "kdepth": lambda: predict(frames, None, None)[0],

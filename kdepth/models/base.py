@@ -27,11 +27,11 @@ class Predict(Protocol):
     Args:
         frames: uint8 ``(N, 3, H, W)`` RGB, N <= `DepthModel.batch_size`, on the model's device.
         focal_length_px: Focal length of the camera in pixels, or None where it is not known.
-        before: What the call for the frames just before these returned as its third value; None at a clip's start.
+        before: The third value of the call for the frames just before these; None at a clip's start.
 
     Returns:
-        Inverse depth ``(N, H, W)`` (1/m, or relative; near is large); focal lengths ``(N,)`` in pixels, or None; and
-        what the call for the next frames needs to know, or None.
+        Inverse depth ``(N, H, W)``, near is large; focal lengths ``(N,)`` in pixels, or None; and what the call for the
+        next frames needs to know, or None.
     """
 
     def __call__(
@@ -55,40 +55,31 @@ class ClipDepth:
     memory: object = field(default=None, repr=False)
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class DepthModel:
     """A loaded model. `load_model` makes it, or the ``load(device)`` of a Python file that `load_model` is given.
 
-    Args:
-        predict: The function that computes; see `Predict`.
-        kind, name, revision, batch_size: See below. `load_model` sets the name and revision of a model from a file.
-        device: Where `predict` wants its frames.
-
     Attributes:
+        predict: The function that computes; the only positional argument.
         kind: ``"metric"`` (1/m) or ``"relative"``.
         name: ``small``, the hub's name of the checkpoint, or the name of the local folder or file.
-        revision: The hub's commit, or ``sha256:`` and 12 hex digits of the local files.
+        revision: The hub's commit, or ``sha256:`` and 12 hex digits of the local files. `load_model` sets it, and the
+            name, for a model of your own.
         batch_size: How many frames `predict` gets at most, and a good number for `estimate`.
+        device: Where `predict` wants its frames.
     """
 
-    def __init__(
-        self,
-        predict: Predict,
-        *,
-        kind: DepthKind,
-        name: str = "",
-        revision: str = "",
-        batch_size: int = 1,
-        device: str = "cpu",
-    ) -> None:
-        check_depth_kind(kind)
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
-        self.kind: DepthKind = kind
-        self.name = name
-        self.revision = revision
-        self.batch_size = batch_size
-        self.device = device
-        self._predict = predict
+    predict: Predict = field(kw_only=False)
+    kind: DepthKind
+    name: str = ""
+    revision: str = ""
+    batch_size: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_depth_kind(self.kind)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
 
     @property
     def identity(self) -> str:
@@ -130,10 +121,12 @@ class DepthModel:
                 # Torch warns about arrays that can't be written to; decoders make such arrays.
                 batch = np.require(frames[start : start + self.batch_size], requirements=["C", "W"])
                 rgb = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)
-                inverse, focal, memory = self._predict(rgb, focal_length_px, memory)
+                inverse, focal, memory = self.predict(rgb, focal_length_px, memory)
                 inverse_depths.append(self._checked_depth(inverse, batch.shape[:3]))
                 if focal is not None:
-                    focal_lengths.append(self._checked_focal_length(focal))
+                    focal_lengths.append(focal.float().cpu().numpy())
+                    if not ((focal_lengths[-1] > 0) & (focal_lengths[-1] < np.inf)).all():
+                        raise DepthError(f"{self.identity} gave a focal length of {focal_lengths[-1]} px")
         inverse_depth = inverse_depths[0] if len(inverse_depths) == 1 else np.concatenate(inverse_depths)
         return ClipDepth(inverse_depth, np.concatenate(focal_lengths) if focal_lengths else None, memory)
 
@@ -146,12 +139,6 @@ class DepthModel:
         if not (low >= 0 and high < np.inf):  # NaN compares false
             raise DepthError(f'{self.identity} gave depth that is not finite; try dtype="float32"')
         return np.minimum(found, MAX_HALF_FLOAT, out=found) if high > MAX_HALF_FLOAT else found
-
-    def _checked_focal_length(self, focal: Tensor) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = focal.float().cpu().numpy()
-        if not ((found > 0) & (found < np.inf)).all():
-            raise DepthError(f"{self.identity} gave a focal length of {found} px")
-        return found
 
 
 def check_depth_kind(depth_kind: DepthKind | None) -> None:

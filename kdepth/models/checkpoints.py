@@ -22,6 +22,19 @@ SMALL_WEIGHTS = Path(__file__).parents[1] / "data" / "small.safetensors"
 DEPTH_PRO_REPOSITORY = "apple/DepthPro-hf"
 DEPTH_PRO_FILE_URL = "https://ml-site.cdn-apple.com/models/depth_pro/depth_pro.pt"
 
+# Families of transformers and what they give: metres or relative inverse depth; None: the configuration does not say.
+_FAMILIES = {
+    "depth_pro": "metric",
+    "depth_anything": None,  # V1 and V2; it says it in depth_estimation_type
+    "zoedepth": "metric",
+    "glpn": "metric",
+    "dpt": None,
+    "tipsv2_dpt": "metric",
+}
+_REFUSED_FAMILIES = {
+    "prompt_depth_anything": "it needs measured depth as a prompt, and a video has none",
+    "chmv2": "it gives the height of trees seen from above, not the depth of a scene",
+}
 # What decides how a network's input and output are read, besides the weights. Transformers reads all of these.
 _SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 _HUB_FILES = [*_SETTINGS, "*.safetensors", "*.safetensors.index.json"]
@@ -96,44 +109,29 @@ def depth_kind_of(config: Mapping[str, Any], name: str, asked: DepthKind | None)
     Args:
         config: The content of its ``config.json``.
         name: Of the checkpoint, for errors.
-        asked: What the caller says; None: nothing.
+        asked: What the caller says, or None.
 
     Raises:
         ValueError: The configuration says otherwise than the caller.
         DepthError: Neither says it, or kdepth does not know how to read the family's output.
     """
-    kind = _kind_by_config(config, name) or asked
-    if kind is None:
+    family = str(config.get("model_type"))
+    if (reason := _REFUSED_FAMILIES.get(family)) or family not in _FAMILIES:
+        known = f"kdepth does not know what it gives; it knows {', '.join(_FAMILIES)}"
+        raise DepthError(f"{name}: models of type {printable(repr(family), 100)} can't be used: {reason or known}")
+    # Not by max_depth: relative checkpoints have one, too (1).
+    kind = config.get("depth_estimation_type", "relative") if family == "depth_anything" else _FAMILIES[family]
+    if kind not in ("metric", "relative", None):
+        raise DepthError(f"{name}: unknown depth_estimation_type {printable(repr(kind), 100)} in its configuration")
+    if kind and asked not in (None, kind):
+        raise ValueError(f"depth_kind={asked!r}: the configuration of {name} says {kind!r}")
+    if not (kind := kind or asked):
         raise DepthError(
             f"{name}: the configuration of a DPT checkpoint does not say what it gives; add "
             "depth_kind='relative' (MiDaS: dpt-large, dpt-hybrid-midas, dpt-beit-*, dpt-swinv2-*) or "
             "depth_kind='metric' (depth in metres: dpt-dinov2-*-nyu, dpt-dinov2-*-kitti)"
         )
-    if asked not in (None, kind):
-        raise ValueError(f"depth_kind={asked!r}: the configuration of {name} says {kind!r}")
-    return kind
-
-
-def _kind_by_config(config: Mapping[str, Any], name: str) -> DepthKind | None:
-    family = config.get("model_type")
-    if family in ("depth_pro", "zoedepth", "glpn", "tipsv2_dpt"):
-        return "metric"
-    if family == "dpt":
-        return None
-    if family == "depth_anything":
-        # Not max_depth: relative checkpoints have one, too (1).
-        kind = config.get("depth_estimation_type", "relative")
-        if kind in ("metric", "relative"):
-            return cast(DepthKind, kind)
-        raise DepthError(f"{name}: unknown depth_estimation_type {printable(repr(kind), 100)} in its configuration")
-    if family == "prompt_depth_anything":
-        raise DepthError(f"{name}: Prompt Depth Anything needs measured depth as a prompt; a video has none")
-    if family == "chmv2":
-        raise DepthError(f"{name}: CHMv2 gives the height of trees seen from above, not the depth of a scene")
-    raise DepthError(
-        f"{name}: kdepth does not know what a model of type {printable(repr(family), 100)} gives; it knows depth_pro, "
-        "depth_anything (V1 and V2), zoedepth, glpn, dpt and tipsv2_dpt"
-    )
+    return cast(DepthKind, kind)
 
 
 def sha256_of(files: Sequence[Path]) -> str:
@@ -193,9 +191,10 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=file.suffix == ".pt")
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as exc:
         raise DepthError(f"{file} can't be read as plain weights: {printable(str(exc))}") from exc
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    items = found.items() if isinstance(found, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in items):
         raise DepthError(f"{file} can't be read as plain weights: it holds something else")
-    return found
+    return dict(items)
 
 
 def read_json(file: Path) -> dict[str, Any]:

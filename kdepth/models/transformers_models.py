@@ -6,7 +6,7 @@ Pre- and post-processing are those of the checkpoint's own image processor.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ def load_family(checkpoint: Checkpoint, kind: DepthKind, device: str, dtype: str
         DepthError: The checkpoint is damaged, or asks for what kdepth does not do.
     """
     number = choose_dtype(device, dtype)
-    network = _lower_precision(load_network(checkpoint, checkpoint.weights(), torch.float32), number).to(device)
+    network = _lower_precision(load_network(checkpoint, torch.float32), number).to(device)
     processor = _load_processor(checkpoint, network)
     is_zoedepth = checkpoint.config["model_type"] == "zoedepth"
 
@@ -38,9 +38,9 @@ def load_family(checkpoint: Checkpoint, kind: DepthKind, device: str, dtype: str
         # ZoeDepth pads frames; its post-processing cuts that off if it is told the frames' size before.
         sizes = {"source_sizes" if is_zoedepth else "target_sizes": [tuple(size)] * len(frames)}
         with _as_depth_error(f"{checkpoint.name} can't take frames of {size[1]}x{size[0]}"):
-            outputs = network(pixel_values=processor(frames).to(number))
+            outputs = network(pixel_values=_prepare(processor, frames).to(number))
             outputs.predicted_depth = found = outputs.predicted_depth.float()
-            results = processor.finish(outputs, **sizes)
+            results = processor.post_process_depth_estimation(outputs, **sizes)
             output = torch.stack([result["predicted_depth"] for result in results])
         if kind == "relative":
             return output.clamp(min=0), None, None
@@ -51,66 +51,67 @@ def load_family(checkpoint: Checkpoint, kind: DepthKind, device: str, dtype: str
     return predict, 4 if device == "cpu" else 16
 
 
-class _Processor:
-    """A checkpoint's image processor: callable on uint8 ``(N, 3, H, W)`` frames, gives pixel values."""
-
-    def __init__(self, stock: Any) -> None:
-        self._stock = stock
-        self.finish: Callable[..., list[dict[str, Tensor]]] = stock.post_process_depth_estimation
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        found = self._stock(images=list(frames), return_tensors="pt", input_data_format="channels_first")
-        pixels: Tensor = found["pixel_values"]
-        return pixels
+def _prepare(processor: Any, frames: Tensor) -> Tensor:
+    pixels: Tensor = processor(
+        images=list(frames), return_tensors="pt", input_data_format="channels_first"
+    ).pixel_values
+    return pixels
 
 
-def _load_processor(checkpoint: Checkpoint, network: Any) -> _Processor:
+def _load_processor(checkpoint: Checkpoint, network: Any) -> Any:
     from transformers import AutoImageProcessor
 
     settings = read_json(checkpoint.path / "preprocessor_config.json")
     with _as_depth_error(f"{checkpoint.path}: its preprocessor_config.json can't be used"):
-        stock = AutoImageProcessor.from_pretrained(
+        processor = AutoImageProcessor.from_pretrained(
             checkpoint.path,
             config=network.config,
             backend="torchvision",
             local_files_only=True,
             trust_remote_code=False,
         )
-        name = type(stock).__name__
+        name = type(processor).__name__
         asked = settings.get("image_processor_type") or settings.get("feature_extractor_type") or name
         if asked.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor") != name:
             raise ValueError(f"transformers has no {asked}")  # and has taken another one
-        if not hasattr(stock, "post_process_depth_estimation"):
+        if not hasattr(processor, "post_process_depth_estimation"):
             raise ValueError(f"{name} is not for depth")
-        if getattr(stock, "do_center_crop", None):
+        if getattr(processor, "do_center_crop", None):
             raise ValueError("do_center_crop=True: depth is wanted of the whole frame")
-        processor = _Processor(stock)
-        # What is wrong with it shows now, and not in each clip.
-        shape = processor(torch.zeros(1, 3, 360, 640, dtype=torch.uint8)).shape
-        if len(shape) != 4 or shape[:2] != (1, 3):
-            raise ValueError(f"it makes pixels of shape {tuple(shape)}")
+        _prepare(processor, torch.zeros(1, 3, 360, 640, dtype=torch.uint8))  # what is wrong with it shows now
     return processor
 
 
-def load_network(checkpoint: Checkpoint, weights: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    """A network of transformers, on the CPU, of the checkpoint's configuration and some weights.
+def load_network(
+    checkpoint: Checkpoint, dtype: torch.dtype, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+) -> nn.Module:
+    """A checkpoint's network, on the CPU. Transformers gets no path, and so reads no file and asks no hub.
 
-    Transformers gets no path, and so reads no file and asks no hub.
+    Args:
+        checkpoint, dtype: What to load, and in which type.
+        rename: Gives the weights the names of transformers; then there must be no others.
 
     Raises:
         DepthError: The configuration can't be used, or the weights are not those of its network.
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_DEPTH_ESTIMATION_MAPPING
+    from transformers.utils import logging
 
-    with _as_depth_error(f"{checkpoint.path} can't be loaded"), _quiet():
+    with _as_depth_error(f"{checkpoint.path} can't be loaded"), ExitStack() as at_the_end:
+        if logging.is_progress_bar_enabled():
+            logging.disable_progress_bar()
+            at_the_end.callback(logging.enable_progress_bar)
         config = CONFIG_MAPPING[checkpoint.config["model_type"]].from_dict(dict(checkpoint.config))
         family = MODEL_FOR_DEPTH_ESTIMATION_MAPPING[type(config)]
+        weights = rename(checkpoint.weights()) if rename else checkpoint.weights()
         network, info = family.from_pretrained(
             None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
         )
-    if missing := sorted(info["missing_keys"]):
-        # They would stay random, and the depth would be noise.
-        raise DepthError(f"{checkpoint.path} lacks {len(missing)} weights of its network: {', '.join(missing[:5])}")
+    # Missing ones would stay random, and the depth would be noise.
+    for problem, found in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"] if rename else ())):
+        if found:
+            names = printable(", ".join(sorted(found)[:5]))
+            raise DepthError(f"{checkpoint.path} {problem} weights of its network, {len(found)}: {names}")
     assert isinstance(network, nn.Module)
     return network.eval().requires_grad_(False)
 
@@ -124,20 +125,6 @@ def _as_depth_error(what: str) -> Iterator[None]:
         raise
     except Exception as exc:
         raise DepthError(f"{what}: {printable(f'{type(exc).__name__}: {exc}', 1000)}") from exc
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar of transformers' within."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _lower_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
