@@ -14,7 +14,8 @@ from .errors import (
     SourceError,
     TranscodeError,
 )
-from .models.load import ClipDepth, DepthModel, load_model
+from .models.base import ClipDepth, DepthModel
+from .models.load import load_model
 from .notebook.comparison import ModelComparison, compare_models
 from .notebook.evaluation import DepthScores, evaluate_depth
 from .notebook.parameters import check_parameters, project_path

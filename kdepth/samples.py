@@ -125,7 +125,7 @@ def jumping_copy(clip: Clip, path: str | Path, *, seed: int = 0) -> Clip:
     stored = zip(read_depth(io.BytesIO(depth)), clip.row["frames"], strict=True)
 
     def predict(
-        rgb: torch.Tensor, focal_length_px: float | None, before: None
+        rgb: torch.Tensor, focal_length_px: float | None, before: object
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         import torch  # takes a second to import; only needed here
 

@@ -18,7 +18,7 @@ from kdepth import samples
 from kdepth.errors import printable
 from kdepth.models.load import DepthModel, load_model
 from kdepth.notebook.evaluation import evaluate_depth
-from kdepth.video.depth_file import read_frames
+from kdepth.video.frames import read_frames
 
 # Values of a file's whole numbers in one metre, by the data set that stores depth so.
 DEPTH_SCALES = {"m": 1.0, "mm": 1000.0, "nyu": 1000.0, "kitti": 256.0, "tum": 5000.0}

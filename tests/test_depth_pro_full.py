@@ -1,6 +1,6 @@
-"""Depth Pro with its 952 M parameters (random ones) against transformers: 10 minutes, 13 GB of memory, 8 GB of disk.
+"""Depth Pro with its 952 M parameters (random ones) against transformers: 15 minutes, 13 GB of memory, 8 GB of disk.
 
-`uv run pytest -m slow -n0 -s tests/test_depth_pro_full.py` prints seconds, memory and errors.
+`uv run pytest -m slow -n0 -s tests/test_depth_pro_full.py` prints seconds, memory and errors of each way, in turns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from depth_pro_run import apple_of
 from test_models import make_frames
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("torchvision", reason="the reference processor needs it; it is in the test group")
 
 SCRIPT = str(Path(__file__).with_name("depth_pro_run.py"))
 
@@ -45,28 +44,32 @@ def test_full_size(tmp_path: Path) -> None:
     folder, rows = tmp_path / "DepthPro", []
     run("make", folder)
 
-    def measure(way: str, dtype: str, path: Path, reference: Path | None, *focal: float) -> Path:
+    def measure(way: str, dtype: str, path: Path, frames: Path, reference: Path | None, *focal: float) -> Path:
         out = tmp_path / f"{len(rows)}.npz"
-        row = {"way": way, "dtype": dtype, "path": path.name, **run(way, dtype, path, frames, out, *focal)}
+        row = {"way": way, "dtype": dtype, "path": path.name, "frames": frames.stem}
+        row |= run(way, dtype, path, frames, out, *focal)
         rows.append(row | (relative_error(out, reference) if reference else {}))
         print(json.dumps(rows[-1]), flush=True)
         return out
 
-    frames = tmp_path / "frames.npy"
-    np.save(frames, make_frames(1, 360, 640))
-    reference = measure("eager", "float32", folder, None)
-    measure("kdepth", "float32", folder, reference)
-    port = measure("kdepth", "bfloat16", folder, reference)
-    focal = float(np.load(reference)["focal_length_px"][0])
-    apple = measure("kdepth", "bfloat16", apple_of(folder), reference, focal)
+    for height, width in ((360, 640), (640, 360)):  # two turns
+        frames = tmp_path / f"{width}x{height}.npy"
+        np.save(frames, make_frames(1, height, width))
+        reference = measure("eager", "float32", folder, frames, None)
+        measure("kdepth", "float32", folder, frames, reference)
+        measure("kdepth", "bfloat16", folder, frames, reference)
+        apple = measure("kdepth", "float32", apple_of(folder), frames, reference)
+        # The comparison means something: the depth is not flat.
+        expected = np.load(reference)["inverse_depth"]
+        assert expected.std() > 0.01 * expected.mean()
+    focal = float(np.load(apple)["focal_length_px"][0])
+    given = measure("kdepth", "bfloat16", apple_of(folder), frames, reference, focal)
+    assert np.load(given)["focal_length_px"] == np.float32(focal)
 
     for row in rows:
         if row["way"] == "kdepth":
-            assert row["peak_GB"] <= 5, row
-            limits = (1e-4, 1e-4, 1e-4) if row["dtype"] == "float32" else (0.01, 0.05, 0.05)
+            is_exact = row["dtype"] == "float32"
+            assert row["peak_resident_GB"] <= (10 if is_exact else 6.5), row
+            limits = (1e-4, 1e-4, 1e-4) if is_exact else (0.01, 0.05, 0.05)
             assert all(row[of] <= limit for of, limit in zip(("median", "p99", "focal"), limits, strict=True)), row
-            assert row["dtype"] != "float32" or row["max"] <= 1e-4, row
-    np.testing.assert_allclose(np.load(apple)["inverse_depth"], np.load(port)["inverse_depth"], rtol=0.05)
-    # The comparison means something: the depth is not flat.
-    expected = np.load(reference)["inverse_depth"]
-    assert expected.std() > 0.01 * expected.mean()
+            assert not is_exact or row["max"] <= 1e-4, row

@@ -20,10 +20,12 @@ from transformers import (
     GLPNConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Tipsv2DptConfig,
+    Tipsv2VisionConfig,
     ZoeDepthConfig,
 )
 
-from kdepth.models.load import DepthKind
+from kdepth.models.base import DepthKind
 
 
 def depth_pro_config(*, patch_size: int = 64, layers: int = 2, **options: Any) -> DepthProConfig:
@@ -124,6 +126,26 @@ def zoedepth_config() -> ZoeDepthConfig:
     )
 
 
+def tipsv2_dpt_config() -> Tipsv2DptConfig:
+    backbone = Tipsv2VisionConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=56,
+        patch_size=14,
+        out_indices=[1, 2, 3, 4],
+        reshape_hidden_states=False,
+    )
+    return Tipsv2DptConfig(
+        backbone_config=backbone,
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16,
+        num_depth_bins=16,
+        max_depth=10.0,
+    )
+
+
 # What the checkpoints on the hub have in their preprocessor_config.json, at the tiny networks' sizes.
 PROCESSORS: dict[str, dict[str, Any]] = {
     "depth_pro": {"image_processor_type": "DepthProImageProcessor", "size": {"height": 256, "width": 256}},
@@ -144,7 +166,66 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "ensure_multiple_of": 32,
         "keep_aspect_ratio": True,
     },
+    "tipsv2_dpt": {"image_processor_type": "Tipsv2DptImageProcessor", "size": {"height": 56, "width": 56}},
 }
+
+
+def apple_keys(layers: int) -> dict[str, list[str]]:
+    """Names in Apple's file -> names in a checkpoint of the port, from its source; three for a product.
+
+    Args:
+        layers: Layers of each vision transformer (24).
+    """
+    # As checkpoints spell it: transformers 5 renames attention's parts while it loads.
+    vit = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj.*": "embeddings.patch_embeddings.projection.*",
+        "norm.*": "layernorm.*",
+    }
+    for i in range(layers):
+        apple, port = f"blocks.{i}.", f"encoder.layer.{i}."
+        vit |= {apple + name: port + name for name in ("norm1.*", "norm2.*", "mlp.fc1.*", "mlp.fc2.*")}
+        vit |= {apple + f"ls{n}.gamma": port + f"layer_scale{n}.lambda1" for n in (1, 2)}
+        vit |= {apple + "attn.proj.*": port + "attention.output.dense.*"}
+        vit |= {apple + "attn.qkv.*": " ".join(f"{port}attention.attention.{p}.*" for p in ("query", "key", "value"))}
+    encoder, neck, up = "depth_pro.encoder.", "depth_pro.neck.", "depth_pro.neck.feature_upsample."
+    names = {
+        "encoder.upsample_lowres.*": up + "image_block.layers.0.*",
+        "encoder.fuse_lowres.*": neck + "fuse_image_with_low_res.*",
+        "fov.encoder.1.*": "fov_model.fov_encoder.neck.*",
+        "fov.downsample.0.*": "fov_model.conv.*",
+    }
+    towers = {
+        "encoder.patch_encoder.": encoder + "patch_encoder.model.",
+        "encoder.image_encoder.": encoder + "image_encoder.model.",
+        "fov.encoder.0.": "fov_model.fov_encoder.model.",
+    }
+    for apple, port in towers.items():
+        names |= {apple + a: " ".join(port + part for part in p.split()) for a, p in vit.items()}
+    # The port counts scales from coarse to fine, Apple from fine to coarse.
+    for i, steps in enumerate((4, 3)):
+        for n in range(steps):
+            names[f"encoder.upsample_latent{i}.{n}.weight"] = f"{up}intermediate.{1 - i}.layers.{n}.weight"
+    for i in range(3):
+        for n in range(2):
+            names[f"encoder.upsample{i}.{n}.weight"] = f"{up}scaled_images.{2 - i}.layers.{n}.weight"
+    for i in range(1, 5):
+        names[f"decoder.convs.{i}.weight"] = f"{neck}feature_projection.projections.{4 - i}.weight"
+    for i in range(5):
+        apple, port = f"decoder.fusions.{i}.", f"fusion_stage.intermediate.{4 - i}." if i else "fusion_stage.final."
+        for n, k in ((1, 1), (1, 2), (2, 1), (2, 2)):
+            names[f"{apple}resnet{n}.residual.{2 * k - 1}.*"] = f"{port}residual_layer{n}.convolution{k}.*"
+        names[apple + "out_conv.*"] = port + "projection.*"
+        if i:
+            names[apple + "deconv.weight"] = port + "deconv.weight"
+    names |= {f"head.{n}.*": f"head.layers.{n}.*" for n in (0, 1, 2, 4)}
+    names |= {f"fov.head.{n}.*": f"fov_model.head.layers.{n}.*" for n in (0, 2, 4)}
+    keys: dict[str, list[str]] = {}
+    for apple, port in names.items():
+        for part in ("weight", "bias") if "*" in apple else ("",):
+            keys[apple.replace("*", part)] = port.replace("*", part).split()
+    return keys
 
 
 def make_network(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
@@ -204,6 +285,8 @@ FAMILIES = {
     "depth-anything-metric": Family(depth_anything_metric_config, "metric", None, "head.conv3", 0.0, 1 / 10),
     "glpn": Family(glpn_config, "metric", None, "head.head.2", 0.0, 1 / 5),
     "zoedepth": Family(zoedepth_config, "metric"),
+    # All of 16 bins from 1 mm to 10 m alike.
+    "tipsv2-dpt": Family(tipsv2_dpt_config, "metric", None, "depth_head.depth_head", 1.0, 2 / 10.001),
     "dpt": Family(dpt_config, "relative", "relative", "head.head.4", 4.0, 4.0),
     "dpt-metric": Family(dpt_config, "metric", "metric", "head.head.4", 4.0, 1 / 4),
 }

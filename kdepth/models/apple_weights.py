@@ -2,112 +2,75 @@
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from kdepth.errors import DepthError
-
-
-def apple_config() -> Any:
-    """Configuration of the network in Apple's ``depth_pro.pt``: three ViT-L/16, 952 M parameters."""
-    from transformers import DepthProConfig
-
-    # transformers' own default is a smaller network.
-    vit = {
-        "model_type": "dinov2",
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "patch_size": 16,
-        "image_size": 384,
-        "use_mask_token": False,
-    }
-    return DepthProConfig(
-        image_model_config=dict(vit), patch_model_config=dict(vit), fov_model_config=dict(vit), use_fov_model=True
-    )
-
-
-def apple_keys(layers: int) -> dict[str, list[str]]:
-    """Names in Apple's file -> names in a checkpoint of transformers' port; three of them for a fused product.
-
-    Args:
-        layers: Layers of each vision transformer (24).
-    """
-    # As checkpoints spell it: transformers 5 renames attention's parts while it loads.
-    vit = {
-        "cls_token": "embeddings.cls_token",
-        "pos_embed": "embeddings.position_embeddings",
-        "patch_embed.proj.*": "embeddings.patch_embeddings.projection.*",
-        "norm.*": "layernorm.*",
-    }
-    for i in range(layers):
-        apple, port = f"blocks.{i}.", f"encoder.layer.{i}."
-        vit |= {apple + name: port + name for name in ("norm1.*", "norm2.*", "mlp.fc1.*", "mlp.fc2.*")}
-        vit |= {apple + f"ls{n}.gamma": port + f"layer_scale{n}.lambda1" for n in (1, 2)}
-        vit |= {apple + "attn.proj.*": port + "attention.output.dense.*"}
-        vit |= {apple + "attn.qkv.*": " ".join(f"{port}attention.attention.{p}.*" for p in ("query", "key", "value"))}
-    encoder, neck, up = "depth_pro.encoder.", "depth_pro.neck.", "depth_pro.neck.feature_upsample."
-    names = {
-        "encoder.upsample_lowres.*": up + "image_block.layers.0.*",
-        "encoder.fuse_lowres.*": neck + "fuse_image_with_low_res.*",
-        "fov.encoder.1.*": "fov_model.fov_encoder.neck.*",
-        "fov.downsample.0.*": "fov_model.conv.*",
-    }
-    towers = {
-        "encoder.patch_encoder.": encoder + "patch_encoder.model.",
-        "fov.encoder.0.": "fov_model.fov_encoder.model.",
-    }
-    towers["encoder.image_encoder."] = encoder + "image_encoder.model."
-    for apple, port in towers.items():
-        names |= {apple + a: " ".join(port + part for part in p.split()) for a, p in vit.items()}
+# transformers' own default is a smaller network.
+_VIT = {
+    "model_type": "dinov2",
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 16,
+    "image_size": 384,
+    "use_mask_token": False,
+}
+# Configuration of the network in Apple's ``depth_pro.pt``: three ViT-L/16, 952 M parameters.
+APPLE_CONFIG: dict[str, Any] = {
+    "model_type": "depth_pro",
+    "image_model_config": _VIT,
+    "patch_model_config": _VIT,
+    "fov_model_config": _VIT,
+    "use_fov_model": True,
+}
+_UPSAMPLE, _PROJECTIONS = "depth_pro.neck.feature_upsample.", "depth_pro.neck.feature_projection.projections."
+# From Apple's names to those of a checkpoint of the port, one after the other: pattern and what it becomes.
+_RENAMES = [
+    (r"^encoder\.(patch|image)_encoder\.", r"depth_pro.encoder.\1_encoder.model."),
+    (r"^fov\.encoder\.0\.", "fov_model.fov_encoder.model."),
+    (r"\.cls_token$", ".embeddings.cls_token"),
+    (r"\.pos_embed$", ".embeddings.position_embeddings"),
+    (r"\.patch_embed\.proj\.", ".embeddings.patch_embeddings.projection."),
+    (r"\.norm\.", ".layernorm."),
+    (r"\.blocks\.", ".encoder.layer."),
+    (r"\.ls(\d)\.gamma$", r".layer_scale\1.lambda1"),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"^fov\.encoder\.1\.", "fov_model.fov_encoder.neck."),
+    (r"^fov\.downsample\.0\.", "fov_model.conv."),
+    (r"^fov\.head\.", "fov_model.head.layers."),
+    (r"^head\.", "head.layers."),
+    (r"^encoder\.upsample_lowres\.", f"{_UPSAMPLE}image_block.layers.0."),
+    (r"^encoder\.fuse_lowres\.", "depth_pro.neck.fuse_image_with_low_res."),
     # The port counts scales from coarse to fine, Apple from fine to coarse.
-    for i, steps in enumerate((4, 3)):
-        names |= {
-            f"encoder.upsample_latent{i}.{n}.weight": f"{up}intermediate.{1 - i}.layers.{n}.weight"
-            for n in range(steps)
-        }
-    for i in range(3):
-        names |= {f"encoder.upsample{i}.{n}.weight": f"{up}scaled_images.{2 - i}.layers.{n}.weight" for n in range(2)}
-    for i in range(1, 5):
-        names[f"decoder.convs.{i}.weight"] = f"{neck}feature_projection.projections.{4 - i}.weight"
-    for i in range(5):
-        apple, port = f"decoder.fusions.{i}.", f"fusion_stage.intermediate.{4 - i}." if i else "fusion_stage.final."
-        for n, k in ((1, 1), (1, 2), (2, 1), (2, 2)):
-            names[f"{apple}resnet{n}.residual.{2 * k - 1}.*"] = f"{port}residual_layer{n}.convolution{k}.*"
-        names[apple + "out_conv.*"] = port + "projection.*"
-        if i:
-            names[apple + "deconv.weight"] = port + "deconv.weight"
-    names |= {f"head.{n}.*": f"head.layers.{n}.*" for n in (0, 1, 2, 4)}
-    names |= {f"fov.head.{n}.*": f"fov_model.head.layers.{n}.*" for n in (0, 2, 4)}
-    keys: dict[str, list[str]] = {}
-    for apple, port in names.items():
-        for part in ("weight", "bias") if "*" in apple else ("",):
-            keys[apple.replace("*", part)] = port.replace("*", part).split()
-    return keys
+    *((rf"^encoder\.upsample_latent{i}\.", f"{_UPSAMPLE}intermediate.{1 - i}.layers.") for i in range(2)),
+    *((rf"^encoder\.upsample{i}\.", f"{_UPSAMPLE}scaled_images.{2 - i}.layers.") for i in range(3)),
+    *((rf"^decoder\.convs\.{i}\.", f"{_PROJECTIONS}{4 - i}.") for i in range(1, 5)),
+    *((rf"^decoder\.fusions\.{i}\.", f"fusion_stage.intermediate.{4 - i}.") for i in range(1, 5)),
+    (r"^decoder\.fusions\.0\.", "fusion_stage.final."),
+    (r"\.resnet(\d)\.residual\.1\.", r".residual_layer\1.convolution1."),
+    (r"\.resnet(\d)\.residual\.3\.", r".residual_layer\1.convolution2."),
+    (r"\.out_conv\.", ".projection."),
+]
 
 
-def load_apple_weights(path: Path, config: Any) -> dict[str, Tensor]:
-    """The weights of Apple's ``depth_pro.pt`` under the names of transformers' port.
+def port_names(name: str) -> list[str]:
+    """Names in a checkpoint of transformers' port for a name in Apple's file: three for query, key and value."""
+    for pattern, becomes in _RENAMES:
+        name = re.sub(pattern, becomes, name)
+    # As checkpoints spell it: transformers 5 renames attention's parts while it loads.
+    if ".attn.qkv." in name:
+        return [name.replace(".attn.qkv.", f".attention.attention.{part}.") for part in ("query", "key", "value")]
+    return [name]
 
-    Raises:
-        DepthError: The file can't be read as plain weights, or has a key too few or too many (the message names it).
-    """
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as exc:
-        raise DepthError(f"{path} can't be read as PyTorch weights: {exc}") from exc
-    if not isinstance(weights, dict):
-        raise DepthError(f"{path} is not Apple's depth_pro.pt: it holds a {type(weights).__name__}")
-    keys = apple_keys(config.patch_model_config.num_hidden_layers)
-    for problem, names in (("lacks", keys.keys() - weights.keys()), ("has unknown", weights.keys() - keys.keys())):
-        if names:
-            raise DepthError(f"{path} is not Apple's depth_pro.pt: it {problem} {', '.join(sorted(names)[:5])}")
-    return {
-        port: part
-        for apple, ports in keys.items()
-        for port, part in zip(ports, weights[apple].chunk(len(ports)), strict=True)
-    }
+
+def port_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of Apple's ``depth_pro.pt`` under the names of transformers' port."""
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        names = port_names(name)
+        found |= zip(names, value.chunk(len(names)) if len(names) > 1 else [value], strict=True)
+    return found

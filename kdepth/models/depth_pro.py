@@ -1,19 +1,21 @@
 """Depth Pro (Bochkovskii et al. 2024, "Depth Pro: Sharp Monocular Metric Depth in Less Than a Second", 2410.02073).
 
-The network is the one of `transformers`, with parts exchanged for faster ones that compute the same:
+The network is transformers', with scaled dot product attention, and a few changes that compute the same. On an H200 in
+float16 four frames take 42.8 ms each with them, and 70.9 without. On two cores of an AMD EPYC (AVX512-BF16) a frame
+takes a third of the CPU time of the documented float32 way in bfloat16, and 60 % in float32.
 
-- its three vision transformers work on a few patches at a time, so that what they need stays in the processor's cache,
-  with query, key and value in one product, scales folded into the weights, and the activation inside the product
-  (`kdepth.models.products`);
-- its decoder works in strips and with fewer products (`depth_pro_decoder`), channels-last, which oneDNN is up to
-  seven times faster with;
-- the patches are cut without `unfold`, which takes a quarter of a GPU's time.
+- patches are cut as a view, because `unfold` takes a quarter of a GPU's time;
+- the decoder's memory is channels-last;
+- on a GPU the layers are compiled one by one;
+- on a CPU a few patches go through the vision transformers at a time, and their products are 1x1 convolutions;
+- the field-of-view network is not run if the focal length is given.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,66 +23,56 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdepth.errors import DepthError
-from kdepth.models.apple_weights import apple_config, load_apple_weights
-from kdepth.models.depth_pro_decoder import Decoder, fastest_convolution
-from kdepth.models.heap import keep_freed_memory, return_freed_memory
-from kdepth.models.load import Predict
-from kdepth.models.products import PATCHES_AT_ONCE, Attention, fastest_attention, fastest_linear
+from kdepth.models.apple_weights import APPLE_CONFIG, port_weights
+from kdepth.models.base import Predict, choose_dtype
+from kdepth.models.checkpoints import Checkpoint
+from kdepth.models.transformers_models import load_network
 
 MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH = 1e-4, 1e4  # 1/m: the clamp of Apple's code
+_GPU_BATCH = 4  # 42.8 ms a frame on an H200, and 45.3 with 8
+_PATCHES_AT_ONCE = 5  # on a CPU: of 35, so that what a layer needs stays in the cache
 
 
-def load(path: Path, device: str, dtype: torch.dtype) -> tuple[Predict, int]:
-    """Depth Pro with its pre- and post-processing.
+def load_depth_pro(checkpoint: Checkpoint, device: str, dtype: str) -> tuple[Predict, int]:
+    """Depth Pro with its pre- and post-processing, as the function that `DepthModel` calls, and a batch size.
 
     Args:
-        path: A folder of transformers' port, or Apple's ``depth_pro.pt``.
+        checkpoint: A folder of transformers' port, or Apple's ``depth_pro.pt``.
         device: Where to run it.
-        dtype: What the encoders and the decoder compute in; the last layers and what follows is float32.
-
-    Returns:
-        The function that `DepthModel` calls, and the batch size.
+        dtype: What the encoders and the decoder compute in; the last layers and what follows are float32. ``"auto"`` on
+            a GPU is float16, as in Apple's code: three more bits than bfloat16, and nothing overflows.
 
     Raises:
         DepthError: The weights are damaged or not all there.
     """
-    from kdepth.models.transformers_models import load_network
-
-    if path.is_file():
-        config = apple_config()
-        network: Any = load_network(path, dtype, config, load_apple_weights(path, config))
+    number = choose_dtype(device, dtype, on_gpu="float16")
+    if checkpoint.path.is_file():
+        stock = load_network(replace(checkpoint, config=APPLE_CONFIG), number, rename=port_weights)
     else:
-        network = load_network(path, dtype)
-        config = network.config
-    if device == "cpu":
-        keep_freed_memory()  # while times are taken, too
-    network = _DepthPro(
-        network,
-        fastest_linear(device, dtype),
-        fastest_attention(device, dtype),
-        fastest_convolution(device, dtype),
-    ).to(device)
-    # 1536; another size would give an output of the wrong size without a word.
-    side = round(config.patch_size / config.scaled_images_ratios[0])
+        stock = load_network(checkpoint, number)
+    network = _Network(stock, device, number)
+    largest = 1
 
-    def predict(frames: Tensor, focal_length_px: float | None, before: None) -> tuple[Tensor, Tensor | None, None]:
-        height, width = frames.shape[2:]
-        # To [-1, 1], and only then resized: the order of Apple's code.
-        pixels = (frames.float() - 127.5) / 127.5
-        pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
-        canonical, fov_deg = network(pixels.to(dtype), with_fov=focal_length_px is None)
+    def predict(frames: Tensor, focal_length_px: float | None, before: object) -> tuple[Tensor, Tensor, None]:
+        nonlocal largest
+        num_frames, _, height, width = frames.shape
+        if frames.is_cuda:  # compiled layers are compiled again for another number of frames, which takes half a minute
+            largest = max(largest, num_frames)
+            frames = torch.cat((frames, frames[-1:].expand(largest - num_frames, -1, -1, -1)))
+        canonical, fov_deg = network(frames, with_fov=focal_length_px is None)
+        canonical = canonical[:num_frames]
         if focal_length_px is not None:
-            focal = torch.full((len(frames),), focal_length_px, device=frames.device)
+            focal = torch.full((num_frames,), focal_length_px, device=frames.device)
         elif fov_deg is None:
-            raise DepthError(f"{path.name} has no field-of-view network: give focal_length_px")
+            raise DepthError(f"{checkpoint.name} has no field-of-view network: give focal_length_px")
         else:
-            focal = focal_length_from_fov(fov_deg.float(), width)
+            focal = focal_length_from_fov(fov_deg[:num_frames], width)
         # Section 3.1 of the paper: inverse depth = canonical inverse depth x width / focal length.
-        inverse = canonical.float() * (width / focal)[:, None, None]
+        inverse = canonical * (width / focal)[:, None, None]
         inverse = F.interpolate(inverse[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
         return inverse.clamp(MIN_INVERSE_DEPTH, MAX_INVERSE_DEPTH), focal, None
 
-    return predict, 1 if device == "cpu" else 4
+    return predict, 1 if device == "cpu" else _GPU_BATCH
 
 
 def focal_length_from_fov(fov_deg: Tensor, width_px: int) -> Tensor:
@@ -88,172 +80,146 @@ def focal_length_from_fov(fov_deg: Tensor, width_px: int) -> Tensor:
     return 0.5 * width_px / torch.tan(0.5 * torch.deg2rad(fov_deg))
 
 
-class _DepthPro(nn.Module):
-    """The network, of the parts of transformers' or of what is exchanged for them.
+class _Network:
+    """Transformers' Depth Pro with the changes that this module's docstring lists.
 
     Args:
-        network: Transformers' Depth Pro; of no use afterwards.
-        linear: A class of `fastest_linear`.
-        attention: One of `fastest_attention`.
-        convolution: Of `fastest_convolution`.
+        stock: Transformers' network on the CPU, all of it in `dtype`. It is changed.
+        device, dtype: What to compute on, and in.
     """
 
-    def __init__(
-        self, network: Any, linear: type[nn.Module], attention: Attention, convolution: type[nn.Module]
-    ) -> None:
-        super().__init__()
-        network.requires_grad_(False)
-        self.encoder, self.fov = network.depth_pro.encoder, network.fov_model
-        patches = self.encoder.patch_encoder
-        model = _VisionTransformer(patches.model, linear, attention, keep=patches.intermediate_hook_ids)
-        self.encoder.patch_encoder = _PatchEncoder(model, patches.config)
-        for part in (self.encoder.image_encoder, *([] if self.fov is None else [self.fov.fov_encoder])):
-            part.model = _VisionTransformer(part.model, linear, attention)
-        self.decoder = Decoder(network, convolution).to(memory_format=torch.channels_last)
+    def __init__(self, stock: Any, device: str, dtype: torch.dtype) -> None:
+        self._stock, self._dtype = stock, dtype
+        encoder, config = stock.depth_pro.encoder, stock.config
+        # 1536. The network takes another size, too, and then gives an output of the wrong size without a word.
+        self._side = round(config.patch_size / config.scaled_images_ratios[0])
+        encoder.patch_encoder = _PatchEncoder(encoder.patch_encoder, _PATCHES_AT_ONCE if device == "cpu" else None)
+        for part in (stock.depth_pro.neck, stock.fusion_stage, stock.head):
+            part.to(memory_format=torch.channels_last)
+        # The last layers in float32: 8 or 11 bits would show as bands in the depth.
+        for layer in stock.head.layers[1:]:
+            layer.float()
+        stock.head.layers[1].register_forward_pre_hook(lambda layer, args: (args[0].float(),))
+        towers = [encoder.patch_encoder.model, encoder.image_encoder.model]
+        towers += [] if stock.fov_model is None else [stock.fov_model.fov_encoder.model]
+        if device == "cpu" and _has_fast_convolutions(dtype):
+            for tower in towers:
+                _replace_linears(tower.encoder)
+        stock.to(device)
+        if device != "cpu" and _compiler_works(device):
+            # `torch.compile` of the whole network takes 164 s, and is no faster than transformers. All layers share
+            # torch's limit of 8 compiled versions: there are 2 shapes of patches, 5 of fusion layers, and the head.
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            layers = [layer for tower in towers for layer in tower.encoder.layer]
+            for layer in (*layers, *stock.fusion_stage.intermediate, stock.fusion_stage.final, stock.head):
+                layer.compile(dynamic=False)
 
-    def forward(self, pixels: Tensor, *, with_fov: bool) -> tuple[Tensor, Tensor | None]:
-        """Canonical inverse depth and, if there is a network for it, the field of view in degrees ``(N,)``.
+    def __call__(self, frames: Tensor, *, with_fov: bool) -> tuple[Tensor, Tensor | None]:
+        """Canonical inverse depth ``(N, 1536, 1536)`` and, if there is a network for it, the field of view.
 
-        Both of ``(N, 3, 1536, 1536)`` pixels in [-1, 1]; the depth is ``(N, 1536, 1536)``.
+        Both of uint8 ``(N, 3, H, W)`` frames, in float32; the field of view is ``(N,)`` in degrees.
         """
-        encoded = self.encoder(pixels).features
-        if pixels.device.type == "cpu":
-            return_freed_memory()  # the decoder's tensors are of other sizes
-        canonical, coarse = self.decoder(encoded)
-        return canonical, self.fov(pixels, coarse) if with_fov and self.fov is not None else None
+        # To [-1, 1], and only then resized: the order of Apple's code.
+        pixels = (frames.float() - 127.5) / 127.5
+        pixels = F.interpolate(pixels, (self._side, self._side), mode="bilinear", align_corners=False).to(self._dtype)
+        features = self._stock.depth_pro(pixels).features
+        coarse = features[0]
+        fused = self._stock.fusion_stage(features)[-1]
+        del features
+        canonical = self._stock.head(fused)
+        if not with_fov or self._stock.fov_model is None:
+            return canonical, None
+        return canonical, self._stock.fov_model(pixels, coarse).float()
 
 
 class _PatchEncoder(nn.Module):
-    """As transformers' own, without `unfold`, which takes 21 of 75 ms a frame on an H100 in float16."""
+    """As transformers' own, with patches as a view, a few at a time, and only those layers' states that are needed.
 
-    def __init__(self, model: _VisionTransformer, config: Any) -> None:
+    Args:
+        stock: Transformers' patch encoder.
+        at_once: How many patches; None: all.
+    """
+
+    def __init__(self, stock: Any, at_once: int | None) -> None:
         super().__init__()
-        self.model = model
-        self.side = config.patch_size
-        self.scales = list(zip(config.scaled_images_ratios, config.scaled_images_overlap_ratios, strict=True))
-        self.layers = config.intermediate_hook_ids
-        self.padding = config.merge_padding_value
-        self.tokens = config.image_model_config.image_size // config.image_model_config.patch_size
+        self.model, self.config, self._out_size, self._at_once = stock.model, stock.config, stock.out_size, at_once
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Features ``(N, C, h, w)``: of each scale, from coarse to fine, and of layers in between at the finest."""
-        pictures = [F.interpolate(pixels, scale_factor=ratio, mode="bilinear") for ratio, _ in self.scales]
-        parts = [self._cut(picture, overlap) for picture, (_, overlap) in zip(pictures, self.scales, strict=True)]
-        counts, patches = [len(part) for part in parts[::-1]], torch.cat(parts[::-1])  # the finest first
-        del pictures, parts
-        found = self.model.states(patches, self._needed(counts, pixels))
-        del patches
-        merged = self._merge(found.pop("last"), counts, pixels)
-        finest = len(merged) - 1
-        for layer in self.layers:
-            merged += self._merge(found.pop(layer)[: counts[0]], counts[:1], pixels, finest)
-        return merged
-
-    def _merge(self, hidden: Tensor, counts: list[int], pixels: Tensor, scale: int = 0) -> list[Tensor]:
-        """The tokens of patches, the finest scale's first, as a picture of each scale, the coarsest first: `scale`."""
         from transformers.models.depth_pro.modeling_depth_pro import reconstruct_feature_maps
 
-        base = pixels.shape[2] >> int(math.log2(pixels.shape[2] / self.tokens))
-        return [
-            reconstruct_feature_maps(
-                part,
-                batch_size=len(pixels),
-                padding=int(self.padding * (1 / self.scales[n][0])),
-                output_size=(base << n, base << n),
-            )
-            for n, part in enumerate(torch.split(hidden, counts)[::-1], scale)
-        ]
+        ratios = self.config.scaled_images_ratios
+        parts = []
+        for ratio, overlap in zip(ratios, self.config.scaled_images_overlap_ratios, strict=True):
+            parts.append(self._cut(F.interpolate(pixels, scale_factor=ratio, mode="bilinear"), overlap))
+        counts = [len(part) for part in parts]
+        states = self._encode(torch.cat(parts[::-1]))  # the finest first
+        del parts
+        base = pixels.shape[2] >> int(math.log2(pixels.shape[2] / self._out_size))
 
-    def _needed(self, counts: list[int], pixels: Tensor) -> Tensor | None:
-        """Which tokens are in the merged pictures, bool ``(patches, tokens)``: three of five. None: take them all."""
-        if pixels.is_cuda:
-            return None
-        numbers = torch.arange(sum(counts) * (self.tokens**2 + 1), dtype=torch.float64).view(sum(counts), -1, 1)
-        found = torch.cat([merged.flatten() for merged in self._merge(numbers, counts, pixels)])
-        if found.frac().any():  # they were not only merged, but resized
-            return None
-        return torch.isin(numbers, found)[..., 0]
+        def merge(hidden: Tensor, scale: int) -> Tensor:
+            side = base << scale
+            padding = int(self.config.merge_padding_value / ratios[scale])
+            found: Tensor = reconstruct_feature_maps(hidden, len(pixels), padding, (side, side))
+            return found
+
+        last, *between = states
+        merged = [merge(part, scale) for scale, part in enumerate(torch.split(last, counts[::-1])[::-1])]
+        return merged + [merge(state[: counts[-1]], len(counts) - 1) for state in between]
 
     def _cut(self, pictures: Tensor, overlap: float) -> Tensor:
-        """All pictures' first patches, then all their second ones, and so on; as ``unfold`` in transformers."""
-        stride = int(self.side * (1 - overlap))
-        patches = pictures.unfold(2, self.side, stride).unfold(3, self.side, stride)
-        return patches.permute(2, 3, 0, 1, 4, 5).reshape(-1, pictures.shape[1], self.side, self.side)
+        """All pictures' first patches, then all their second ones, and so on."""
+        side = self.config.patch_size
+        stride = int(side * (1 - overlap))
+        patches = pictures.unfold(2, side, stride).unfold(3, side, stride)
+        return patches.permute(2, 3, 0, 1, 4, 5).reshape(-1, pictures.shape[1], side, side)
+
+    def _encode(self, patches: Tensor) -> list[Tensor]:
+        """The normalised last state ``(N, tokens, width)``, and the states after the layers that the decoder sees."""
+        needed = self.config.intermediate_hook_ids
+        batches = []
+        for some in torch.split(patches, self._at_once or len(patches)):
+            x, states = self.model.embeddings(some), {}
+            for number, layer in enumerate(self.model.encoder.layer):
+                x = layer(x)
+                if number in needed:
+                    states[number] = x
+            batches.append([self.model.layernorm(x), *(states[number] for number in needed)])
+        return [torch.cat(same) for same in zip(*batches, strict=True)]
 
 
-class _VisionTransformer(nn.Module):
-    """DINOv2 as in transformers, for inference."""
+class _ConvolvedLinear(nn.Module):
+    """A linear layer as a 1x1 convolution, which oneDNN computes 1.3 (bfloat16) to 1.8 times (float32) as fast."""
 
-    def __init__(self, vit: Any, linear: Any, attention: Attention, keep: tuple[int, ...] = ()) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.attention = attention
-        self.keep = frozenset(keep)  # layers whose output is asked for, too
-        self.heads = vit.config.num_attention_heads
-        if vit.config.hidden_act != "gelu":
-            raise DepthError(f"Depth Pro with the activation {vit.config.hidden_act!r} is not supported")
-        self.embeddings, self.layernorm = vit.embeddings, vit.layernorm
-        self.blocks = nn.ModuleList()
-        for layer in vit.encoder.layer:
-            a, scale1, scale2 = layer.attention, layer.layer_scale1.lambda1, layer.layer_scale2.lambda1
-            # Attention's scale goes into the query: 1/8, so that no bit of it changes.
-            scale = (vit.config.hidden_size // self.heads) ** -0.5
-            scaled = [(a.q_proj, scale), (a.k_proj, 1.0), (a.v_proj, 1.0)]
-            block = {
-                "norm1": layer.norm1,
-                "qkv": linear(
-                    torch.cat([projection.weight * factor for projection, factor in scaled]),
-                    torch.cat([projection.bias * factor for projection, factor in scaled]),
-                ),
-                "out": linear(a.o_proj.weight * scale1[:, None], a.o_proj.bias * scale1),
-                "norm2": layer.norm2,
-                "fc1": linear(layer.mlp.fc1.weight, layer.mlp.fc1.bias),
-                "fc2": linear(layer.mlp.fc2.weight * scale2[:, None], layer.mlp.fc2.bias * scale2),
-            }
-            self.blocks.append(nn.ModuleDict(block))
-        vit.encoder.layer = nn.ModuleList()
-        return_freed_memory()  # of the old weights, or in the end all of them would be there twice
+        weight = linear.weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
+        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), linear.bias
 
-    def forward(self, pixel_values: Tensor, **_: Any) -> Any:
-        """As in transformers."""
-        from transformers.modeling_outputs import BaseModelOutput
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, tokens, in)`` to ``(N, tokens, out)``."""
+        return F.conv2d(x[:, :, None].permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)[:, :, 0]
 
-        return BaseModelOutput(last_hidden_state=self.states(pixel_values)["last"])
 
-    def states(self, patches: Tensor, needed: Tensor | None = None) -> dict[int | str, Tensor]:
-        """What each of the layers to `keep` gave, and the last one, normalised: ``(N, tokens, width)`` each.
+def _has_fast_convolutions(dtype: torch.dtype) -> bool:
+    """Whether oneDNN, which computes torch's convolutions on a CPU, is there and knows the type."""
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return there and dtype != torch.float16
 
-        Args:
-            patches: ``(N, 3, H, W)``.
-            needed: The last is 0 for tokens that are not needed, bool ``(N, tokens)``.
-        """
-        # On a GPU everything at once.
-        at_once = PATCHES_AT_ONCE[patches.dtype] if patches.device.type == "cpu" else len(patches)
-        found: dict[int | str, Tensor] = {}
-        for start in range(0, len(patches), at_once):
-            some = slice(start, start + at_once)
-            for layer, values in self._encode(patches[some], None if needed is None else needed[some]).items():
-                if layer not in found:
-                    found[layer] = values.new_empty((len(patches), *values.shape[1:]))
-                found[layer][some] = values
-        return found
 
-    def _encode(self, patches: Tensor, needed: Tensor | None) -> dict[int | str, Tensor]:
-        x = self.embeddings(patches)
-        kept: dict[int | str, Tensor] = {}
-        if len(self.blocks) - 1 in self.keep:
-            needed = None
-        for i, block in enumerate(self.blocks):
-            b: Any = block
-            n, tokens, width = x.shape
-            qkv = b["qkv"](b["norm1"](x)).view(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            attended = self.attention(*qkv.unbind(0)).transpose(1, 2).reshape(n, tokens, width)
-            if needed is not None and i == len(self.blocks) - 1:
-                attended, x = attended[needed][None], x[needed][None]
-            x = b["out"].add(attended, x)
-            x = b["fc2"].add(b["fc1"].gelu(b["norm2"](x)), x)
-            if i in self.keep:
-                kept[i] = x.clone()
-        last = self.layernorm(x)
-        if needed is not None:
-            last = last.new_zeros((*needed.shape, last.shape[2])).index_put_((needed,), last[0])
-        return kept | {"last": last}
+def _replace_linears(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, _ConvolvedLinear(child))
+        else:
+            _replace_linears(child)
+
+
+@lru_cache
+def _compiler_works(device: str) -> bool:
+    """Whether torch can compile for a GPU here: that takes Triton, a C compiler and Python's headers."""
+    try:
+        torch.compile(lambda x: x + 1, dynamic=False)(torch.ones(1, device=device))
+    except (RuntimeError, ImportError, OSError):  # torch's own errors of compiling are RuntimeErrors
+        return False
+    return True

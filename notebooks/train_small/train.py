@@ -23,7 +23,8 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
-from kdepth.models.small import Convolution, Encoder, SmallNetwork, fast_dtype, load_small
+from kdepth.models.base import choose_dtype
+from kdepth.models.small import Encoder, SmallNetwork, load_small
 from kdepth.notebook.evaluation import rank_correlation
 from kdepth.video.depth_file import read_depth
 from kdepth.video.frames import read_frames
@@ -203,7 +204,7 @@ class _FixedDepthwise(torch.autograd.Function):
         return functional.conv2d(gradient, turned, None, 1, weight.shape[2] // 2, groups=len(weight)), None, bias, None
 
 
-class _Depthwise(Convolution):
+class _Depthwise(torch.nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         apply: Any = _FixedDepthwise.apply
         result: Tensor = apply(x, self.weight, self.bias, self.stride[0])
@@ -337,7 +338,7 @@ def train(
 
     def gradient(worker: int, large: bool, thawed: bool) -> tuple[float, tuple[Tensor, ...]]:
         picture, inverse, twice = next(sources[worker][large])
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() == torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=choose_dtype("cpu", "auto") == torch.bfloat16):
             with torch.set_grad_enabled(thawed):
                 features = network.features(picture.contiguous(memory_format=torch.channels_last))
             decoded = network.decode(features)
@@ -467,7 +468,7 @@ def measure_speed(*, seconds: float = 2.0) -> list[dict[str, Any]]:
     rows, before = [], torch.get_num_threads()
     for threads in sorted({1, before}):
         torch.set_num_threads(threads)
-        for dtype in dict.fromkeys((torch.float32, fast_dtype())):
+        for dtype in dict.fromkeys((torch.float32, choose_dtype("cpu", "auto"))):
             network = load_small("cpu", dtype)
             for batch in (1, 8):
                 frames = torch.randint(0, 256, (batch, 360, 640, 3), dtype=torch.uint8)
