@@ -110,6 +110,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
         pa.list_(pa.float32(), THUMBNAIL_WIDTH * THUMBNAIL_HEIGHT),
         "16 x 9 mean inverse depth, row by row, for similarity search",
     ),
+    "shots": (pa.list_(pa.int32()), "first frame of each shot; null if not all frames have depth"),
     "flicker": (pa.float32(), "mean jump of the depth's scale between neighbouring frames (log ratio)"),
     "download_seconds": (pa.float64(), "time the stage took"),
     "transcode_seconds": (pa.float64(), "time the stage took"),

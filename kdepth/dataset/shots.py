@@ -24,11 +24,14 @@ class ShotDetector:
         for frame in frames:
             detector.add(frame)
         shots = detector.finish()
+
+    Attributes:
+        shots: The first frames of the shots that are known so far: a cut is known one frame after it.
     """
 
     def __init__(self) -> None:
         self._detector = AdaptiveDetector(min_scene_len=_MIN_SHOT_FRAMES, window_width=_WINDOW)
-        self._shots = [0]
+        self.shots = [0]
         self._num_fed = 0
         self._last: NDArray[np.uint8] | None = None
 
@@ -48,9 +51,9 @@ class ShotDetector:
         if self._last is None:
             return []
         self._feed(self._last)
-        return self._shots
+        return self.shots
 
     def _feed(self, small: NDArray[np.uint8]) -> None:
         time = FrameTimecode(self._num_fed, 25.0)  # the rate is not used: everything is counted in frames
-        self._shots += [cut.frame_num - _WINDOW for cut in self._detector.process_frame(time, small)]
+        self.shots += [cut.frame_num - _WINDOW for cut in self._detector.process_frame(time, small)]
         self._num_fed += 1

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
@@ -15,12 +14,13 @@ from numpy.typing import NDArray
 
 from kdepth.dataset.temporal import sampled, scale_jump, steady_grey
 from kdepth.errors import DepthError
+from kdepth.pipeline.batches import Batch, batched
 from kdepth.schema import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH
 from kdepth.video.depth_file import DepthWriter
 from kdepth.video.frames import Frame, count_frames, read_frames
 
 if TYPE_CHECKING:  # models imports torch, which workers that only download must not wait for
-    from kdepth.models.load import ClipDepth, DepthModel
+    from kdepth.models.base import ClipDepth, DepthModel
 
 
 # Quantiles and thumbnail are made of every fourth pixel in both directions, 14,400 of a 640 x 360 frame.
@@ -75,6 +75,12 @@ def frame_selector(frames: str, num_frames: int) -> Callable[[int, float], bool]
     return on_tick
 
 
+class Estimate(Protocol):
+    """The signature of `DepthModel.estimate`, as far as it is used here."""
+
+    def __call__(self, frames: NDArray[np.uint8], /, *, after: ClipDepth | None = None) -> ClipDepth: ...
+
+
 def estimate_clip_depth(
     video: str | Path,
     destination: str | Path,
@@ -82,6 +88,7 @@ def estimate_clip_depth(
     *,
     frames: str | float = "all",
     num_frames: int | None = None,
+    estimate: Estimate | None = None,
 ) -> dict[str, Any]:
     """Estimate the depth of a clip's frames and write them to a depth file.
 
@@ -93,10 +100,12 @@ def estimate_clip_depth(
         model: From `load_model`.
         frames: Which frames: see `frame_selector`.
         num_frames: Frames in the clip if known (only ``"middle"`` needs it, and counts otherwise).
+        estimate: What to call instead of ``model.estimate``: that of a `SharedModel`, for several clips at once.
 
     Returns:
         The columns of the clip's row that this stage fills: ``depth_bytes``, ``depth_model``, ``depth_kind``,
-        ``depth_frames``, ``num_depth_frames``, ``frames``, ``depth_thumbnail``, ``flicker``.
+        ``depth_frames``, ``num_depth_frames``, ``frames``, ``depth_thumbnail``, ``flicker``, and of all
+        frames ``shots``.
 
     Raises:
         ValueError: `frames` is not one of the allowed values.
@@ -108,29 +117,29 @@ def estimate_clip_depth(
     frames = frames_name(frames)
     if frames == "middle" and num_frames is None:
         num_frames = count_frames(video)
-    chosen = read_frames(video, frame_selector(frames, num_frames or 0))
+    shots: list[int] | None = [] if frames == "all" else None
+    chosen = read_frames(video, frame_selector(frames, num_frames or 0) if shots is None else None)
+    batches = batched(chosen, model.batch_size, shots)
+    batch = next(batches, None)
+    if batch is None:
+        raise DepthError(f"{video} has no frame to estimate depth of")
+    statistics = _ClipStatistics()
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    statistics = _ClipStatistics()
-    first = next(chosen, None)
-    if first is None:
-        raise DepthError(f"{video} has no frame to estimate depth of")
-    height, width = first.rgb.shape[:2]
-    batches = _batched(chain([first], chosen), model.batch_size)
+    height, width = batch.rgb.shape[1:3]
+    estimate = estimate or model.estimate
     with DepthWriter(destination, width, height) as writer, ThreadPoolExecutor(2) as pool:
         # Three threads on one core would drive each other's data out of its cache: 4 % of the time.
         submit = _at_once if model.device == "cpu" and torch.get_num_threads() == 1 else pool.submit
-        decoded: Future[_Batch | None] = submit(next, batches, None)
-        written: Future[None] | None = None
+        written: Future[None] = _at_once(lambda: None)
         result: ClipDepth | None = None
-        while (batch := decoded.result()) is not None:
-            decoded = submit(next, batches, None)
-            result = model.estimate(batch.rgb, after=result)
-            if written is not None:  # frames must enter the encoder in order
-                written.result()
-            written = submit(_store, writer, statistics, batch.frames, result.inverse_depth, result.focal_length_px)
-        if written is not None:
-            written.result()
+        while batch is not None:
+            decoded: Future[Batch | None] = submit(next, batches, None)
+            result = estimate(batch.rgb, after=None if batch.starts_shot else result)
+            written.result()  # frames must enter the encoder in order
+            written = submit(_store, writer, statistics, batch, result)
+            batch = decoded.result()
+        written.result()
     return {
         "depth_bytes": destination.stat().st_size,
         "depth_model": model.identity,
@@ -140,6 +149,7 @@ def estimate_clip_depth(
         "frames": statistics.frames,
         "depth_thumbnail": statistics.thumbnail(),
         "flicker": statistics.flicker(),
+        "shots": shots,
     }
 
 
@@ -150,36 +160,15 @@ def _at_once(work: Callable[..., Any], *args: Any) -> Future[Any]:
     return future
 
 
-class _Batch(NamedTuple):
-    frames: list[Frame]
-    rgb: NDArray[np.uint8]
-
-
-def _batched(frames: Iterator[Frame], size: int) -> Iterator[_Batch]:
-    for first in frames:
-        rgb = np.empty((size, *first.rgb.shape), np.uint8)
-        batch: list[Frame] = []
-        for frame in chain([first], islice(frames, size - 1)):
-            rgb[len(batch)] = frame.rgb  # while the cache has it; and its own memory is for the next one
-            batch.append(frame._replace(rgb=rgb[len(batch)]))
-        yield _Batch(batch, rgb[: len(batch)])
-
-
-def _store(
-    writer: DepthWriter,
-    statistics: _ClipStatistics,
-    batch: list[Frame],
-    inverse_depth: NDArray[np.float32],
-    focal_length_px: NDArray[np.float32] | None,
-) -> None:
+def _store(writer: DepthWriter, statistics: _ClipStatistics, batch: Batch, result: ClipDepth) -> None:
     import torch  # 50 times as fast as NumPy at this, to the same bits
 
-    half = torch.empty(inverse_depth.shape[1:], dtype=torch.half)
-    for i, frame in enumerate(batch):
+    half = torch.empty(result.inverse_depth.shape[1:], dtype=torch.half)
+    for i, frame in enumerate(batch.frames):
         # What is stored, not what was computed, is what the statistics describe.
-        stored = half.copy_(torch.from_numpy(inverse_depth[i])).numpy()
-        focal_length = None if focal_length_px is None else float(focal_length_px[i])
-        row = statistics.add(frame, stored, focal_length)
+        stored = half.copy_(torch.from_numpy(result.inverse_depth[i])).numpy()
+        focal_length = None if result.focal_length_px is None else float(result.focal_length_px[i])
+        row = statistics.add(frame, stored, focal_length, starts_shot=batch.starts_shot and i == 0)
         try:
             row["crc32"] = writer.write(stored, frame.time_seconds)
         except ValueError as exc:
@@ -195,7 +184,9 @@ class _ClipStatistics:
         self._jumps: list[float] = []
         self._last: tuple[NDArray[np.int16], NDArray[np.float32]] | None = None
 
-    def add(self, frame: Frame, inverse_depth: NDArray[np.float16], focal_length_px: float | None) -> dict[str, Any]:
+    def add(
+        self, frame: Frame, inverse_depth: NDArray[np.float16], focal_length_px: float | None, *, starts_shot: bool
+    ) -> dict[str, Any]:
         """The frame's entry of the row's ``frames``, without the checksum of what is written for it."""
         bits = inverse_depth.view(np.uint16)  # half floats >= 0 have the order of their bits, which is faster to find
         p05, median, p95 = _quantiles(bits[::_STRIDE, ::_STRIDE], (0.05, 0.5, 0.95))
@@ -215,7 +206,7 @@ class _ClipStatistics:
         every_fourth = np.ascontiguousarray(inverse_depth[::_STRIDE, ::_STRIDE], np.float32)
         self._thumbnail_sum += cv2.resize(every_fourth, size, interpolation=cv2.INTER_AREA)
         sample, grey = sampled(inverse_depth), steady_grey(frame.rgb)
-        if self._last is not None and self.frames[-2]["index"] == frame.index - 1:
+        if self._last is not None and self.frames[-2]["index"] == frame.index - 1 and not starts_shot:
             jump = scale_jump(*self._last, grey, sample)
             if jump is not None:
                 self._jumps.append(jump)

@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from kdepth.models.load import DepthKind, load_model, model_identity
+from kdepth.models.base import DepthKind
+from kdepth.models.load import load_model, model_identity
+from kdepth.pipeline.batches import SharedModel
 from kdepth.pipeline.clip_depth import estimate_clip_depth, frame_selector, frames_name
 from kdepth.pipeline.cluster import cluster_size, start_ray
 from kdepth.pipeline.deaths import num_deaths
@@ -33,7 +35,7 @@ _STAGE_CPUS = 0.9
 _DOWNLOAD_CPUS = 0.1
 _MOST_ACTORS_A_GPU = 8
 # Clips that a GPU's worker has at once: while the network computes for one, others are decoded and encoded.
-_CLIPS_AT_ONCE_ON_GPU = 4
+_CLIPS_AT_ONCE_ON_GPU = 8
 _MAX_DOWNLOAD_TASKS = 1000  # each costs the driver a few milliseconds before anything starts
 # Ray Data takes some 20 ms for a block. In a list that is this long for a core, blocks of 16 clips are still a
 # five-hundredth of the work; in shorter ones each clip is a block, and is committed as soon as it is done.
@@ -251,6 +253,7 @@ class _DepthStage:
         self._model = load_model(model, device=device, depth_kind=depth_kind, threads=threads)
         if self._model.identity != identity:  # a resumed run would take its own clips for another model's
             raise RuntimeError(f"the worker loaded {self._model.identity}, the driver planned for {identity}")
+        self._shared = SharedModel(self._model) if at_once > 1 else None
         self._at_once, self._free = at_once, threading.Semaphore(at_once)
         self._turn = threading.Lock()
 
@@ -280,5 +283,12 @@ class _DepthStage:
         key = key_of(row["video_path"], self._model.identity, self._frames, self._model.kind)
         name = made_name("depth", row["clip_id"], key, ".mkv")
         with self._root.reading(row["video_path"]) as video, self._root.writing(name) as path:
-            found = estimate_clip_depth(video, path, self._model, frames=self._frames, num_frames=row["num_frames"])
+            found = estimate_clip_depth(
+                video,
+                path,
+                self._model,
+                frames=self._frames,
+                num_frames=row["num_frames"],
+                estimate=self._shared.estimate if self._shared else None,
+            )
         return {**found, "depth_path": name, "status": OK}
