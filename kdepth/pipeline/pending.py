@@ -185,7 +185,7 @@ class _Planner:
             elif row is None:
                 yield fields
             elif row["status"] == FAILED:
-                if why := self._why_again(row, source_key(fields["source_url"])):
+                if why := self._why_again(row, source_key(fields["source_url"] or "")):
                     yield self._resumed(row, fields) | {"why": why}
                 elif row["clip_id"] not in redone:
                     self.record.num_stay_failed += 1
