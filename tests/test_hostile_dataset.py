@@ -142,6 +142,16 @@ def test_a_table_that_takes_its_rows_from_elsewhere(tmp_path: Path, outside: dic
             call()
 
 
+def test_a_columns_name_does_not_reach_the_terminal_raw(tmp_path: Path, outside: dict[str, Any]) -> None:
+    ds = committed(tmp_path / "root", outside)
+    ds.lance.add_columns(pa.schema([pa.field("\x1b[31mred\n", pa.int32())]))
+    ds = kdepth.open_dataset(tmp_path / "root")
+    for options in ({"columns": ["x"]}, {"where": "rde = 1"}):
+        with pytest.raises(ValueError, match=r"\\x1b\[31mred\\n") as raised:
+            ds.table(**options)
+        assert "\x1b" not in str(raised.value)
+
+
 @pytest.mark.parametrize("kind", ["open to others", "a link", "a file"])
 def test_a_work_folder_in_which_others_could_exchange_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -19,11 +19,12 @@ from kdepth.dataset.writer import ClipWriter
 from kdepth.errors import DatasetError
 from kdepth.schema import FAILED, OK, new_row
 
-PACK = """
-import resource, sys
+PACK = r"""
+import re, sys
 import kdepth
 kdepth.pack(sys.argv[1], sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# Not getrusage's: that begins with the size of the process that started this one.
+print(int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]) // 1024)
 """
 
 

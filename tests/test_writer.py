@@ -18,13 +18,13 @@ from kdepth.errors import DatasetError
 from kdepth.schema import CLIP_SCHEMA, FAILED, OK, new_row, rows_to_table
 
 
-def row(status: str, source: str, sha256: str | None = None) -> dict[str, object]:
-    return new_row(clip_id="a", status=status, source_url=source, raw_sha256=sha256)
+def row(status: str, label: str, sha256: str | None = None) -> dict[str, object]:
+    return new_row(clip_id="a", status=status, label=label, raw_sha256=sha256)
 
 
 def committed(root: Path) -> list[tuple[str, str]]:
-    found = read_rows(root, ["status", "source_url"]).to_pylist()
-    return [(one["status"], one["source_url"]) for one in found]
+    found = read_rows(root, ["status", "label"]).to_pylist()
+    return [(one["status"], one["label"]) for one in found]
 
 
 @pytest.mark.parametrize("commit_between", [True, False])

@@ -99,13 +99,16 @@ class ClipDataset:
         columns = [columns] if isinstance(columns, str) else columns
         unknown = sorted(set(columns or ()).difference(self.column_names))
         if unknown:
-            raise ValueError(f"columns={unknown} are not there; the columns are {', '.join(self.column_names)}")
+            raise ValueError(f"columns={unknown} are not there; the columns are {self._columns()}")
         wanted = list(columns) if columns is not None else self.column_names
         try:
             rows = read_columns(self.lance, list(dict.fromkeys([*wanted, "clip_id"])), where)
         except (OSError, ValueError) as exc:
-            raise ValueError(f"where={where!r}: {exc}; the columns are {', '.join(self.column_names)}") from exc
+            raise ValueError(f"where={where!r}: {printable(str(exc))}; the columns are {self._columns()}") from exc
         return rows.sort_by("clip_id").select(wanted)
+
+    def _columns(self) -> str:
+        return printable(", ".join(self.column_names))
 
     def __getitem__(self, clip_id: str) -> Clip:
         return self._clip(self._row(clip_id, self.column_names))
@@ -284,7 +287,7 @@ class ClipDataset:
             return self.lance.sql(query).build().to_stream_reader().read_all()
         except (OSError, ValueError) as exc:
             reason = str(exc).partition(", /")[0]
-            raise ValueError(f"{reason} (the table is `dataset`; its columns: {', '.join(self.column_names)})") from exc
+            raise ValueError(f"{printable(reason)} (the table is `dataset`; its columns: {self._columns()})") from exc
 
     def __repr__(self) -> str:
         return f"ClipDataset({str(self.root).rstrip('/').rpartition('/')[2]}, {len(self)} clips)"
