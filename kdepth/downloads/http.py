@@ -171,7 +171,7 @@ class Transfer:
             before = _stamp(self.path)
             async with asyncio.timeout(self._limits.timeout_seconds), self._alone():
                 if _stamp(self.path) not in (None, before):  # another has just made it
-                    self._sha256 = await asyncio.to_thread(_hashed, self.path)
+                    self._sha256 = await asyncio.to_thread(hashed, self.path)
                 else:
                     await self._to_its_place()
             self.take()
@@ -395,7 +395,7 @@ class Transfer:
         if not isinstance(validator, str) or not isinstance(total, int) or not HEAD_BYTES <= size <= total:
             self.forget()
             return
-        self._sha256 = _hashed(self.part)
+        self._sha256 = hashed(self.part)
         self.num_bytes, self.total_bytes, self._validator = size, total, validator
         self._tell()
 
@@ -405,6 +405,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
-def _hashed(path: Path) -> hashlib._Hash:
+def hashed(path: Path) -> hashlib._Hash:
+    """SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256")
