@@ -137,6 +137,7 @@ async def test_only_youtube_is_asked(tmp_path: Path) -> None:
         "http://169.254.169.254/",
         "https://youtube.com.evil.example/watch?v=0wR5jVB-WPk",
         "file:///etc/passwd",
+        "http://[",
     ):
         with pytest.raises(RefusedAddressError, match="not a URL of YouTube"):
             await fetch_youtube(url, tmp_path / "clip")

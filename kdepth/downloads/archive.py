@@ -137,13 +137,15 @@ async def read_archive(
     if download is not None and not download.cancelled():
         download.result()
     if contents is not None:
-        was_received = transfer.attempts > 0
-        _write_index(index, url, contents.names, transfer.identity() if was_received else known and known["state"])
+        state = transfer.identity() if transfer.attempts else known and known["state"]
+        _write_index(index, url, contents.names, state)
         if not keep:
             path.unlink(missing_ok=True)
         if not contents.names and contents.passed_over:
-            suffixes = [f"{count} x {suffix or 'none'}" for suffix, count in contents.passed_over.most_common(5)]
-            reason = f"no file in it has the name of a video; their suffixes are: {', '.join(suffixes)}"
+            found_instead = ", ".join(
+                f"{count} x {suffix or 'none'}" for suffix, count in contents.passed_over.most_common(5)
+            )
+            reason = f"no file in it has the name of a video; their suffixes are: {found_instead}"
             raise ArchiveError(public_url(url), reason)
 
 

@@ -20,16 +20,9 @@ from typing import IO, Any, Literal
 import aiohttp
 import filelock
 
+from kdepth.downloads import http_answers as answers
 from kdepth.downloads.file_types import HEAD_BYTES, not_a_video, not_an_archive
-from kdepth.downloads.http_answers import (
-    PassingError,
-    check_status,
-    content_range,
-    followed,
-    is_decoded,
-    translated,
-    validator_of,
-)
+from kdepth.downloads.http_answers import PassingError
 from kdepth.downloads.network import NotPublicError, client_session, get, public_url
 from kdepth.errors import (
     ArchiveError,
@@ -117,8 +110,7 @@ async def fetch(
         allow_private_hosts: See `client_session`; of no effect with a ``session``.
         max_bytes: Larger answers are refused, by ``Content-Length`` or as they arrive.
         timeout_seconds: Limit for the whole, retries and their pauses included; None: none.
-        min_bytes_per_second: A transfer that is slower for a minute (`client_session`'s ``stall_seconds``) counts as
-            broken.
+        min_bytes_per_second: What is slower for a minute (``stall_seconds`` of `client_session`) counts as broken.
         attempts: Requests in a row that may bring nothing new (less than 64 KiB) before giving up.
         backoff_seconds: Pause after the first failure; doubles, with jitter, up to a minute. ``Retry-After`` is kept.
 
@@ -171,7 +163,7 @@ class Transfer:
             before = _stamp(self.path)
             async with asyncio.timeout(self._limits.timeout_seconds), self._alone():
                 if _stamp(self.path) not in (None, before):  # another has just made it
-                    self._sha256 = await asyncio.to_thread(_hashed, self.path)
+                    self._sha256 = await asyncio.to_thread(hashed, self.path)
                 else:
                     await self._to_its_place()
             self.take()
@@ -200,8 +192,8 @@ class Transfer:
         """Whether the server still has the file of an earlier `identity`; None: it could not be asked."""
         try:
             async with await self._get({"Range": "bytes=0-0"}) as response:
-                _, total = content_range(response.headers.get("Content-Range", ""))
-                now = {"validator": validator_of(response), "total_bytes": total or response.content_length}
+                _, total = answers.content_range(response.headers.get("Content-Range", ""))
+                now = {"validator": answers.validator_of(response), "total_bytes": total or response.content_length}
                 return (now["validator"] is not None and now == identity) if response.ok else None
         except (DownloadError, PassingError):
             return None
@@ -257,9 +249,8 @@ class Transfer:
                 return await self._once()
             except PassingError as broken:
                 # A long file over a bad line breaks often: only requests in a row that bring nothing count.
-                failures = 0 if self.num_bytes >= best + _PROGRESS_BYTES else failures
+                failures = 1 if self.num_bytes >= best + _PROGRESS_BYTES else failures + 1
                 best = max(best, self.num_bytes)
-                failures += 1
                 if failures >= self._limits.attempts or broken.retry_after_seconds > _MAX_RETRY_AFTER_SECONDS:
                     raise broken.error from broken.__cause__
                 backoff = min(self._limits.backoff_seconds * 2 ** (failures - 1), _MAX_DELAY_SECONDS)
@@ -278,41 +269,41 @@ class Transfer:
                 try:
                     await self._receive(response)
                 except aiohttp.ClientError as exc:
-                    raise translated(exc, self.public_url, self._http_status, self._so_far()) from exc
+                    raise answers.translated(exc, self.public_url, self._http_status, self._so_far()) from exc
 
     async def _get(self, headers: dict[str, str]) -> aiohttp.ClientResponse:
         """The first answer that is not a redirect. The user name and password go to their own origin only."""
-        url = followed(self._url, None, self.public_url, None)
+        url = answers.followed(self._url, None, self.public_url, None)
         origin, own = url.origin(), {}
         if url.user is not None:
-            login = f"{url.user}:{url.password or ''}".encode()
-            own = {"Authorization": f"Basic {b64encode(login).decode()}"}
+            login = b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
+            own = {"Authorization": f"Basic {login}"}
         for _ in range(MAX_REDIRECTS + 1):
             url, more = url.with_user(None), own if url.origin() == origin else {}
             try:
                 response = await get(self._session, url, headers | more, self._cookies)
             except (aiohttp.ClientError, NotPublicError, ValueError) as exc:
-                raise translated(exc, self.public_url, self._http_status, self._so_far()) from exc
+                raise answers.translated(exc, self.public_url, self._http_status, self._so_far()) from exc
             self._http_status = response.status
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
             response.release()
-            url = followed(location, url, self.public_url, response.status)
+            url = answers.followed(location, url, self.public_url, response.status)
         raise RefusedAddressError(self.public_url, f"more than {MAX_REDIRECTS} redirects", self._http_status)
 
     def _begin(self, response: aiohttp.ClientResponse) -> bool:
         """Look at status and headers; False if there is nothing left to receive."""
         status = response.status
-        start, total = content_range(response.headers.get("Content-Range", ""))
+        start, total = answers.content_range(response.headers.get("Content-Range", ""))
         if status == 416 and self.num_bytes:
             if total == self.num_bytes:
                 self.total_bytes, self._http_status = total, 206
                 return False
             raise self._anew("the file on the server changed")
-        check_status(response, self.public_url)
-        now, total = validator_of(response), total if status == 206 else response.content_length
-        if is_decoded(response, self.public_url):  # what the server counts are other bytes
+        answers.check_status(response, self.public_url)
+        now, total = answers.validator_of(response), total if status == 206 else response.content_length
+        if answers.is_decoded(response, self.public_url):  # what the server counts are other bytes
             now = total = start = None
         same = (self.total_bytes or total) == total and (self._validator or now) == (now or self._validator)
         if status == 206 and (start != self.num_bytes or not same):
@@ -323,8 +314,7 @@ class Transfer:
             self._validator = now
         self.total_bytes = total
         if (total or 0) > self._limits.max_bytes:
-            reason = f"{total} bytes, allowed are {self._limits.max_bytes}"
-            raise DownloadTooLargeError(self.public_url, reason, status)
+            raise self._too_large(f"{total} bytes")
         TRAFFIC.retrying.pop(self.public_url, None)
         return True
 
@@ -337,8 +327,7 @@ class Transfer:
             async for chunk in response.content.iter_any():
                 before, now = self.num_bytes, self.num_bytes + len(chunk)
                 if now > self._limits.max_bytes:
-                    reason = f"more than the {self._limits.max_bytes} bytes allowed"
-                    raise DownloadTooLargeError(self.public_url, reason, response.status)
+                    raise self._too_large("more than allowed")
                 file.write(chunk)
                 file.flush()
                 if before < HEAD_BYTES <= now:
@@ -366,6 +355,10 @@ class Transfer:
         if wrong is not None:
             raise (ArchiveError if self._is_archive else NotAVideoError)(self.public_url, wrong, self._http_status)
 
+    def _too_large(self, what: str) -> DownloadTooLargeError:
+        reason = f"{what}: max_bytes is {self._limits.max_bytes}"
+        return DownloadTooLargeError(self.public_url, reason, self._http_status)
+
     def _is_strong(self) -> bool:
         """Whether the server says what tells the file's bytes from others."""
         return self._validator is not None and not self._validator.startswith("W/")
@@ -388,16 +381,16 @@ class Transfer:
         """Take up what an earlier process left; without a validator nobody knows whether it is the same file."""
         try:
             notes = json.loads(self._notes.read_text())
-            validator, total = notes["validator"], notes["total_bytes"]
-            size = self.part.stat().st_size
+            validator, total, size = notes["validator"], notes["total_bytes"], self.part.stat().st_size
+            is_usable = isinstance(validator, str) and isinstance(total, int) and HEAD_BYTES <= size <= total
         except (OSError, ValueError, KeyError, TypeError):
-            validator = total = None
-        if not isinstance(validator, str) or not isinstance(total, int) or not HEAD_BYTES <= size <= total:
+            is_usable = False
+        if is_usable:
+            self._sha256 = hashed(self.part)
+            self.num_bytes, self.total_bytes, self._validator = size, total, validator
+            self._tell()
+        else:
             self.forget()
-            return
-        self._sha256 = _hashed(self.part)
-        self.num_bytes, self.total_bytes, self._validator = size, total, validator
-        self._tell()
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -405,6 +398,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
-def _hashed(path: Path) -> hashlib._Hash:
+def hashed(path: Path) -> hashlib._Hash:
+    """SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256")

@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kdepth.downloads.http import Fetched, Limits, Transfer
-from kdepth.downloads.network import client_session
+from kdepth.downloads.http_answers import followed
+from kdepth.downloads.network import client_session, public_url
 from kdepth.errors import DownloadError
 from kdepth.schema import VIDEO_SUFFIXES, clip_id_for
 
@@ -65,6 +66,7 @@ async def _fetch_all(
     async def one(url: str) -> None:
         async with turns:
             try:
+                followed(url, None, public_url(url), None)  # or its name could not be told
                 done[url] = await Transfer(url, folder / _file_name(url), session=session, limits=limits).run()
             except DownloadError as error:
                 done[url] = error

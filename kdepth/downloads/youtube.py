@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import importlib.util
 import math
 import os
@@ -18,7 +17,7 @@ import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kdepth.downloads.http import Fetched
+from kdepth.downloads.http import Fetched, hashed
 from kdepth.downloads.network import public_url
 from kdepth.errors import (
     DownloadError,
@@ -84,7 +83,7 @@ async def fetch_youtube(
     """
     started = time.monotonic()
     path, shown = Path(path), public_url(url)
-    if not allow_private_hosts and urlsplit(url).hostname not in YOUTUBE_HOSTS:
+    if not allow_private_hosts and urlsplit(shown).hostname not in YOUTUBE_HOSTS:
         raise RefusedAddressError(shown, "not a URL of YouTube")
     if importlib.util.find_spec("yt_dlp") is None:
         raise DownloadError(shown, "YouTube needs yt-dlp: pip install 'yt-dlp[default]'")
@@ -96,11 +95,13 @@ async def fetch_youtube(
         files = [file for file in folder.glob("clip.*") if file.suffix != ".part"]
         if returncode is None:
             raise DownloadTimeoutError(shown, f"not whole after {timeout_seconds:g} s")
-        if re.search(_TOO_LARGE, log) or (len(files) == 1 and files[0].stat().st_size > max_bytes):
+        is_whole = returncode == 0 and len(files) == 1
+        num_bytes = files[0].stat().st_size if is_whole else 0
+        if num_bytes > max_bytes or (not is_whole and re.search(_TOO_LARGE, log)):
             raise DownloadTooLargeError(shown, f"more than the {max_bytes} bytes allowed")
-        if returncode or len(files) != 1:
+        if not is_whole:
             raise _failure(shown, log.replace(f"{folder}/", ""))
-        sha256, num_bytes = await asyncio.to_thread(_sha256, files[0]), files[0].stat().st_size
+        sha256 = (await asyncio.to_thread(hashed, files[0])).hexdigest()
         os.replace(files[0], path)
     except OSError as exc:
         raise DownloadError(shown, f"can't write {path.name}: {exc.strerror}") from exc
@@ -184,8 +185,3 @@ def _failure(shown: str, log: str) -> DownloadError:
     if status:
         return HttpStatusError(shown, message, int(status[1]))
     return DownloadError(shown, message)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
