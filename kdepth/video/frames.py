@@ -71,10 +71,13 @@ def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bo
         stream.codec_context.thread_count = 1  # our encoder's pictures are one slice, which threads can't share
         reformatter = VideoReformatter()  # one for all frames: setting one up takes 0.2 ms
         if wanted is None:
+            num_frames = 0
             for index, frame in enumerate(container.decode(stream)):
                 yield Frame(index, float(frame.time or 0.0), _rgb(frame, reformatter))
+                num_frames = index + 1
+            _check_whole(source, stream, num_frames)
             return
-        shown, keys = _index(container, stream)
+        shown, keys = _index(source, container, stream)
         times = [float(pts * stream.time_base) for pts in shown]
         chosen = [(pts, index) for index, pts in enumerate(shown) if wanted(index, times[index])]
         if len(chosen) == len(shown):
@@ -89,12 +92,19 @@ def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bo
 def count_frames(source: str | Path | BinaryIO) -> int:
     """Frames of a 360p file, by its packets. Raises as `read_frames`."""
     with opened(source, "mov") as container:
-        return len(_index(container, container.streams.video[0])[0])
+        return len(_index(source, container, container.streams.video[0])[0])
 
 
-def _index(container: Any, stream: Any) -> tuple[list[int], list[int]]:
+def _check_whole(source: str | Path | BinaryIO, stream: Any, num_frames: int) -> None:
+    """The index at the file's front says how many frames there were."""
+    if num_frames != stream.frames:
+        raise DatasetError(f"{file_name(source)} is damaged: {num_frames} of {stream.frames} frames are there")
+
+
+def _index(source: str | Path | BinaryIO, container: Any, stream: Any) -> tuple[list[int], list[int]]:
     """Times of all frames, and of the key frames, in ticks and in order."""
-    packets = [packet for packet in container.demux(stream) if packet.size]
+    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt]
+    _check_whole(source, stream, len(packets))
     return sorted(packet.pts for packet in packets), sorted(packet.pts for packet in packets if packet.is_keyframe)
 
 

@@ -61,7 +61,6 @@ class MediaInfo:
         sample_aspect_ratio: Width of a pixel over its height.
         rotation_deg: How far the picture has to be turned, counter-clockwise, in [-180, 180].
         display_matrix: The nine numbers behind it (ISO/IEC 14496-12, 8.5.2); None if there are none.
-        average_fps: Frames over duration; None if unknown.
         duration_seconds: From the first picture to the end of the last; None if unknown (times are missing, or the
             clock may jump, as in MPEG streams).
         first_seconds: When the first picture is shown, from the file's stated start on: sound may come before it; after
@@ -69,7 +68,6 @@ class MediaInfo:
         num_packets: Packets of the track that are to be shown: frames, or fields of interlaced video.
         late_end_seconds: By how much the last three pictures take longer than the first three, >= 0.
         cut_off: Whether the file ends in the middle.
-        color_range: ``tv`` or ``pc``; None if not said.
         color_space: Matrix, such as ``bt709``; None if not said.
         color_primaries: Such as ``bt2020``; None if not said.
         color_transfer: Such as ``smpte2084`` (PQ); None if not said.
@@ -87,13 +85,11 @@ class MediaInfo:
     sample_aspect_ratio: Fraction
     rotation_deg: float
     display_matrix: tuple[int, ...] | None
-    average_fps: float | None
     duration_seconds: float | None
     first_seconds: float
     num_packets: int
     late_end_seconds: float
     cut_off: bool
-    color_range: str | None
     color_space: str | None
     color_primaries: str | None
     color_transfer: str | None
@@ -117,9 +113,8 @@ def probe(source: str | Path, *, timeout_seconds: float = 60.0) -> MediaInfo:
     av = importlib.util.find_spec("av")
     assert av
     assert av.origin
-    _, *limits, _ = launcher(network=False, writable=(), memory_bytes=_MAX_MEMORY_BYTES, cpu_seconds=timeout_seconds)[
-        3:
-    ]
+    confined = launcher(network=False, writable=(), memory_bytes=_MAX_MEMORY_BYTES, cpu_seconds=timeout_seconds)
+    limits = confined[4:-1]  # without the program: the child itself does as they say
     script = Path(__file__).with_name("describe.py")
     packages, formats, path = str(Path(av.origin).parents[1]), ",".join(DEMUXERS), str(source.absolute())
     command = [sys.executable, "-I", "-S", str(script), packages, formats, path, *limits]
@@ -194,7 +189,6 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         sample_aspect_ratio=aspect if 0.001 < aspect < 1000 else Fraction(1),
         rotation_deg=float(video["rotation"]),
         display_matrix=tuple(map(int, video["matrix"])) if video["matrix"] else None,
-        average_fps=float(Fraction(*video["average_rate"])) if video["average_rate"] else None,
         duration_seconds=duration,
         first_seconds=begins if 0.0005 < abs(begins) < 10 else 0.0,
         num_packets=int(video["packets"]),
@@ -202,7 +196,6 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         cut_off=bool(
             answer["cut_off"] or (answer["container"].startswith("mov") and (answer["error"] or video["corrupt"]))
         ),
-        color_range={1: "tv", 2: "pc"}.get(video["range"]),
         color_space=_name(_MATRICES, matrix),
         color_primaries=_name(_PRIMARIES, primaries),
         color_transfer=_name(_TRANSFERS, transfer),

@@ -258,6 +258,14 @@ def _arguments(
         *("-map", f"0:{media.track}", "-vf", f"{trim}{filters},{last_filters}", "-c:v", encoder, *encoder_options),
         *("-fps_mode", "vfr", "-enc_time_base", TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
     ]
+    # FFmpeg 7.0 leaves the last picture without a duration, and players then leave it out: it gets the others' mean.
+    mean_seconds = (
+        media.duration_seconds / media.num_packets if media.duration_seconds and media.num_packets else 1 / 30
+    )
+    video += [
+        "-bsf:v",
+        f"setts=pts=PTS:dts=DTS:duration=DURATION+not(DURATION)*{max(1, round(mean_seconds * 120_000))}",
+    ]
     if media.late_end_seconds > 0.02:
         # MP4 counts a track's duration in decoding times, which B-frames let run ahead of the pictures' own by two.
         video += ["-bf", "0"]
