@@ -26,7 +26,6 @@ from tqdm import tqdm
 from kdepth.dataset.clip import Clip
 from kdepth.errors import DatasetError
 from kdepth.html import card
-from kdepth.models.heap import return_freed_memory
 from kdepth.schema import CLIP_SCHEMA, FAILED, OK, rows_to_table
 from kdepth.storage import Root
 
@@ -151,7 +150,6 @@ class ClipWriter:
             self._buffer.clear()
             if self._run and not self._is_remembered:
                 self._remember({})
-            return_freed_memory()
         self._last_commit = time.monotonic()
 
     def _remember(self, more: Mapping[str, Any]) -> None:
@@ -191,7 +189,6 @@ class ClipWriter:
             )
         if self._seen and run is not None:
             self._remember(run)
-        return_freed_memory()
         version = int(self._dataset.latest_version)
         if _parquet_version(self.root) != version:  # also of a run that was killed, or of somebody's own commit
             write_parquet(self.root)

@@ -44,10 +44,10 @@ class ClipDepth:
     """Depth of some frames of a clip.
 
     Attributes:
-        inverse_depth: float32 ``(N, H, W)`` at the frames' size; finite, >= 0, at most 65504 (it is stored as half
-            floats). 1/m for metric models, without unit, scale or shift for relative ones. Near is large.
+        inverse_depth: float32 ``(N, H, W)``; finite, >= 0, at most 65504 (it is stored as half floats). 1/m for metric
+            models, without unit, scale or shift for relative ones. Near is large.
         focal_length_px: float32 ``(N,)`` at the frames' size if the model estimates it or was given it, else None.
-        memory: What the model needs to know of these frames when it sees the next ones; for ``estimate(after=)``.
+        memory: What the model needs to know of these frames when it sees the next ones.
     """
 
     inverse_depth: NDArray[np.float32]
