@@ -148,13 +148,10 @@ def check_depth_kind(depth_kind: DepthKind | None) -> None:
 
 
 def choose_dtype(device: str, dtype: str, *, on_gpu: str = "bfloat16") -> torch.dtype:
-    """The type that a network computes in; the last layers are float32 in any case.
+    """The type that a network computes in: `dtype`, or for ``"auto"`` bfloat16 where the hardware computes it.
 
-    Args:
-        device: ``"cpu"``, ``"cuda"``, ...
-        dtype: A name of torch's, or ``"auto"``: bfloat16 where the hardware computes it. On a CPU that is two to six
-            times as fast as float32 then, and slower elsewhere.
-        on_gpu: What ``"auto"`` means on a GPU that computes in bfloat16; older ones take float16.
+    On a CPU that is two to six times as fast as float32 then, and slower elsewhere. A GPU without it takes float16, one
+    with it `on_gpu`.
     """
     import torch
 

@@ -83,12 +83,7 @@ class Checkpoint:
 
 
 def find_checkpoint(name: str | Path, revision: str | None, *, download: bool) -> Checkpoint:
-    """Find a checkpoint by its path or by its name on the hub.
-
-    Args:
-        name: As in `load_model`, but not a file of one's own.
-        revision: Branch, tag or commit on the hub; default: what the cache holds, else the newest.
-        download: Have the weights, too, not the configuration alone.
+    """Find a checkpoint by its path or its name, as in `load_model`; with `download`, its weights are there.
 
     Raises:
         DepthError: It can't be had, is not whole, or its configuration asks for parts from elsewhere.

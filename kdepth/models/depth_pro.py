@@ -34,13 +34,9 @@ _PATCHES_AT_ONCE = 5  # on a CPU: of 35, so that what a layer needs stays in the
 
 
 def load_depth_pro(checkpoint: Checkpoint, kind: DepthKind, device: str, dtype: str) -> tuple[Predict, int]:
-    """Depth Pro with its pre- and post-processing, as the function that `DepthModel` calls, and a batch size.
+    """Depth Pro as the function that `DepthModel` calls, and a batch size; the port's folder, or ``depth_pro.pt``.
 
-    Args:
-        checkpoint: A folder of transformers' port, or Apple's ``depth_pro.pt``.
-        kind: Metric.
-        device, dtype: As in `load_model`. ``"auto"`` on a GPU is float16, as in Apple's code: three more bits than
-            bfloat16, and nothing overflows.
+    ``"auto"`` on a GPU is float16, as in Apple's code: three more bits than bfloat16, and nothing overflows.
 
     Raises:
         DepthError: The weights are damaged or not all there.
@@ -180,7 +176,10 @@ class _PatchEncoder(nn.Module):
 
 
 class _ConvolvedLinear(nn.Module):
-    """A linear layer as a 1x1 convolution, which oneDNN computes 1.3 (bfloat16) to 1.8 times (float32) as fast."""
+    """A linear layer as a 1x1 convolution, for oneDNN.
+
+    With five patches at a time it took a frame from 214 to 119 CPU seconds in float32, from 80 to 68 in bfloat16.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

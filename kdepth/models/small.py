@@ -138,14 +138,7 @@ class SmallNetwork(nn.Module):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inverse depth up to scale.
-
-        Args:
-            x: (N, 3, h, w), RGB scaled to [-1, 1], h and w even.
-
-        Returns:
-            float32 (N, h, w), > 0, of the order of 1 on average.
-        """
+        """Inverse depth up to scale: RGB (N, 3, h, w) in [-1, 1], h and w even, to float32 (N, h, w) > 0, about 1."""
         return self.invert(self.decode(self.features(x)))
 
     def invert(self, decoded: Tensor) -> Tensor:

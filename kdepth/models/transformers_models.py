@@ -87,9 +87,7 @@ def load_network(
 ) -> nn.Module:
     """A checkpoint's network, on the CPU. Transformers gets no path, and so reads no file and asks no hub.
 
-    Args:
-        checkpoint, dtype: What to load, and in which type.
-        rename: Gives the weights the names of transformers; then there must be no others.
+    `rename` gives the weights the names of transformers; then there must be no others.
 
     Raises:
         DepthError: The configuration can't be used, or the weights are not those of its network.
