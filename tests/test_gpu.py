@@ -49,9 +49,10 @@ def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) ->
 
 @on_a_gpu
 @pytest.mark.parametrize(
-    ("dtype", "median", "p99"), [("float32", 1e-5, 1e-3), ("bfloat16", 0.01, 0.05), ("float16", 0.01, 0.05)]
+    ("dtype", "median", "p99"), [("float32", 0.005, 0.03), ("bfloat16", 0.01, 0.05), ("float16", 0.01, 0.05)]
 )
 def test_small(dtype: str, median: float, p99: float, clip_frames: NDArray[np.uint8], exact_products: None) -> None:
+    """A GPU resizes frames as floats, a CPU as bytes: most of the error in float32."""
     expected = load_model("small", device="cpu", dtype="float32").estimate(clip_frames)
     model = load_model("small", device="cuda", dtype=dtype)
     first = model.estimate(clip_frames[:7])
@@ -73,16 +74,28 @@ def test_families(name: str, dtype: str, tmp_path: Path, exact_products: None) -
     found = load_model(tmp_path, device="cuda", dtype=dtype, depth_kind=family.asked).estimate(frames)
     error = relative_error(found.inverse_depth, expected.inverse_depth)
     print(name, dtype, np.median(error), np.quantile(error, 0.99), error.max())
-    if dtype != "float32":
-        median, p99 = 0.01, 0.05
-    elif name.startswith(("dpt", "depth-anything")):  # some bytes of the resized frame are another by one level
-        median, p99 = 0.002, 0.02
-    else:
-        median, p99 = 1e-4, 1e-3
+    # All networks but these two see frames resized as bytes, of which some differ by a level between CPU and GPU.
+    is_exact = dtype == "float32" and name.startswith(("depth-pro", "zoedepth"))
+    median, p99 = (1e-4, 1e-3) if is_exact else (0.01, 0.05)
     assert np.median(error) <= median
     assert np.quantile(error, 0.99) <= p99
     if expected.focal_length_px is not None:
         np.testing.assert_allclose(found.focal_length_px, expected.focal_length_px, rtol=p99)
+
+
+@on_a_gpu
+def test_depth_pro_is_compiled_for_one_number_of_frames(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, FAMILIES["depth-pro"].make_config())
+    model, frames = load_model(tmp_path, device="cuda", dtype="float16"), make_frames(7, 90, 160)
+    alone = model.estimate(frames[:1]).inverse_depth
+    together = model.estimate(frames).inverse_depth
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert relative_error(together[:1], alone).max() <= 0.02
+    for number in (1, 2, 3, 4, 7):
+        found = model.estimate(frames[:number]).inverse_depth
+        assert relative_error(found, together[:number]).max() <= 0.02
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+    assert compiled > 0, "there is no compiler: Triton needs a C compiler and Python's headers"
 
 
 PIPELINE = """

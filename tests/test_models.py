@@ -270,13 +270,13 @@ def test_a_known_focal_length_replaces_the_estimated_one(checkpoints: Path, dept
     np.testing.assert_allclose(given.inverse_depth, estimated.inverse_depth * scale, rtol=1e-5)
 
 
-@pytest.mark.parametrize("is_faster", [True, False])
+@pytest.mark.parametrize("is_there", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_both_ways_to_a_product_agree(
-    is_faster: bool, dtype: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+    is_there: bool, dtype: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without oneDNN products stay as they are."""
-    monkeypatch.setattr(depth_pro, "_has_fast_convolutions", lambda dtype: is_faster)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: is_there)
     frames = make_frames(1, 160, 90)
     depth, _ = reference(checkpoints / "depth-pro", frames, "metric")
     found = load(checkpoints, "depth-pro", dtype).estimate(frames).inverse_depth
@@ -727,7 +727,7 @@ def test_the_hubs_cache_is_used_without_asking_the_hub(
 @pytest.mark.parametrize("offline", [True, False])
 def test_weights_that_can_t_be_had(offline: bool, tmp_path: Path) -> None:
     """In a process of its own, because the hub's client reads its environment once."""
-    code = "import kdepth as k\ntry: k.load_model('depth-pro')\nexcept k.DepthError as exc: print(exc)"
+    code = "import kdepth.models.load as m\ntry: m.model_identity('depth-pro')\nexcept m.DepthError as exc: print(exc)"
     # Nobody listens on port 9. With its usual retries the hub's client would take half a minute.
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     environment["HF_HUB_OFFLINE"] = "1" if offline else "0"

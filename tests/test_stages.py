@@ -424,12 +424,12 @@ def test_what_can_not_be_is_found_before_anything_runs(ray_cluster: None, tmp_pa
     for height in (30, 361, 2162):
         with pytest.raises(ValueError, match="32 to 2160 pixels"):
             kdepth.transcode(clips, tmp_path, height=height)
-    with pytest.raises(ValueError, match="the embedded model is relative"):
+    with pytest.raises(ValueError, match=r"the configuration of small says .relative."):
         kdepth.estimate_depth(clips, tmp_path, depth_kind="metric")
     for device in ("gpu", *(["cuda"] if not ray.cluster_resources().get("GPU") else [])):
         with pytest.raises(ValueError, match=f"device='{device}': must be"):
             kdepth.estimate_depth(clips, tmp_path, device=device)
-    with pytest.raises(ValueError, match="the embedded model is relative"):
+    with pytest.raises(ValueError, match=r"the configuration of small says .relative."):
         kdepth.pending(kdepth.read_sources(["http://127.0.0.1:9/a.mp4"]), tmp_path, depth_kind="metric")
 
 

@@ -10,23 +10,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # transformers' own default is a smaller network.
-_VIT = {
-    "model_type": "dinov2",
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "patch_size": 16,
-    "image_size": 384,
-    "use_mask_token": False,
-}
+_VIT = {"model_type": "dinov2", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+_VIT |= {"patch_size": 16, "image_size": 384, "use_mask_token": False}
 # Configuration of the network in Apple's ``depth_pro.pt``: three ViT-L/16, 952 M parameters.
-APPLE_CONFIG: dict[str, Any] = {
-    "model_type": "depth_pro",
-    "image_model_config": _VIT,
-    "patch_model_config": _VIT,
-    "fov_model_config": _VIT,
-    "use_fov_model": True,
-}
+APPLE_CONFIG: dict[str, Any] = {"model_type": "depth_pro", "use_fov_model": True}
+APPLE_CONFIG |= {f"{part}_model_config": _VIT for part in ("image", "patch", "fov")}
 _UPSAMPLE, _PROJECTIONS = "depth_pro.neck.feature_upsample.", "depth_pro.neck.feature_projection.projections."
 # From Apple's names to those of a checkpoint of the port, one after the other: pattern and what it becomes.
 _RENAMES = [

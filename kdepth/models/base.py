@@ -44,10 +44,10 @@ class ClipDepth:
     """Depth of some frames of a clip.
 
     Attributes:
-        inverse_depth: float32 ``(N, H, W)`` at the frames' size; finite, >= 0, at most 65504 (it is stored as half
-            floats). 1/m for metric models, without unit, scale or shift for relative ones. Near is large.
+        inverse_depth: float32 ``(N, H, W)``; finite, >= 0, at most 65504 (it is stored as half floats). 1/m for metric
+            models, without unit, scale or shift for relative ones. Near is large.
         focal_length_px: float32 ``(N,)`` at the frames' size if the model estimates it or was given it, else None.
-        memory: What the model needs to know of these frames when it sees the next ones; for ``estimate(after=)``.
+        memory: What the model needs to know of these frames when it sees the next ones.
     """
 
     inverse_depth: NDArray[np.float32]
@@ -148,13 +148,10 @@ def check_depth_kind(depth_kind: DepthKind | None) -> None:
 
 
 def choose_dtype(device: str, dtype: str, *, on_gpu: str = "bfloat16") -> torch.dtype:
-    """The type that a network computes in; the last layers are float32 in any case.
+    """The type that a network computes in: `dtype`, or for ``"auto"`` bfloat16 where the hardware computes it.
 
-    Args:
-        device: ``"cpu"``, ``"cuda"``, ...
-        dtype: A name of torch's, or ``"auto"``: bfloat16 where the hardware computes it. On a CPU that is two to six
-            times as fast as float32 then, and slower elsewhere.
-        on_gpu: What ``"auto"`` means on a GPU that computes in bfloat16; older ones take float16.
+    On a CPU that is two to six times as fast as float32 then, and slower elsewhere. A GPU without it takes float16, one
+    with it `on_gpu`.
     """
     import torch
 

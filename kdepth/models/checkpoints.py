@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from kdepth.errors import DepthError, printable
 from kdepth.models.base import DepthKind
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SMALL_WEIGHTS = Path(__file__).parents[1] / "data" / "small.safetensors"
@@ -23,14 +25,8 @@ DEPTH_PRO_REPOSITORY = "apple/DepthPro-hf"
 DEPTH_PRO_FILE_URL = "https://ml-site.cdn-apple.com/models/depth_pro/depth_pro.pt"
 
 # Families of transformers and what they give: metres or relative inverse depth; None: the configuration does not say.
-_FAMILIES = {
-    "depth_pro": "metric",
-    "depth_anything": None,  # V1 and V2; it says it in depth_estimation_type
-    "zoedepth": "metric",
-    "glpn": "metric",
-    "dpt": None,
-    "tipsv2_dpt": "metric",
-}
+_FAMILIES = {"depth_pro": "metric", "depth_anything": None, "zoedepth": "metric", "glpn": "metric", "dpt": None}
+_FAMILIES |= {"tipsv2_dpt": "metric", "small": "relative"}
 _REFUSED_FAMILIES = {
     "prompt_depth_anything": "it needs measured depth as a prompt, and a video has none",
     "chmv2": "it gives the height of trees seen from above, not the depth of a scene",
@@ -45,51 +41,63 @@ _REMOTE_KEYS = ("backbone", "attn_implementation", "_attn_implementation", "quan
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint's files.
-
-    Attributes:
-        name, revision: As in `DepthModel`.
-        path: Its folder, or Apple's ``depth_pro.pt``.
-        config: The content of its ``config.json``.
-    """
+    """A checkpoint's files: `path` is its folder, or Apple's ``depth_pro.pt``; `config` is its ``config.json``."""
 
     name: str
     revision: str
     path: Path
     config: Mapping[str, Any]
 
-    def weights(self) -> dict[str, Tensor]:
-        """Read the weights, float32 or as they are stored. Safetensors are mapped into memory, not copied.
+    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Read the weights. What can't be read, or is a pickle with more than plain weights, is a `DepthError`."""
+        files = [self.path] if self.path.is_file() else _weight_files(self.path)
+        return {name: weight for file in files for name, weight in _read_weights(file, dtype).items()}
+
+    def depth_kind(self, asked: DepthKind | None) -> DepthKind:
+        """What the network gives, by its configuration, or as `asked` where that does not say.
 
         Raises:
-            DepthError: They can't be read, or are a pickle with more than plain weights.
+            ValueError: The configuration says otherwise than the caller.
+            DepthError: Neither says it, or kdepth does not know how to read the family's output.
         """
-        files = [self.path] if self.path.is_file() else _weight_files(self.path)
-        weights: dict[str, Tensor] = {}
-        for file in files:
-            weights |= _read_weights(file)
-        return weights
+        family = str(self.config.get("model_type"))
+        if (reason := _REFUSED_FAMILIES.get(family)) or family not in _FAMILIES:
+            known = f"kdepth does not know what it gives; it knows {', '.join(_FAMILIES)}"
+            shown = printable(repr(family), 100)
+            raise DepthError(f"{self.name}: models of type {shown} can't be used: {reason or known}")
+        kind = _FAMILIES[family]
+        if family == "depth_anything":  # not by max_depth: relative checkpoints have one, too (1)
+            kind = self.config.get("depth_estimation_type", "relative")
+            if kind not in ("metric", "relative"):
+                shown = printable(repr(kind), 100)
+                raise DepthError(f"{self.name}: unknown depth_estimation_type {shown} in its configuration")
+        if kind and asked not in (None, kind):
+            raise ValueError(f"depth_kind={asked!r}: the configuration of {self.name} says {kind!r}")
+        if not (kind or asked):
+            raise DepthError(
+                f"{self.name}: the configuration of a DPT checkpoint does not say what it gives; add "
+                "depth_kind='relative' (MiDaS: dpt-large, dpt-hybrid-midas, dpt-beit-*, dpt-swinv2-*) or "
+                "depth_kind='metric' (depth in metres: dpt-dinov2-*-nyu, dpt-dinov2-*-kitti)"
+            )
+        return cast(DepthKind, kind or asked)
 
 
 def find_checkpoint(name: str | Path, revision: str | None, *, download: bool) -> Checkpoint:
-    """Find a checkpoint by its path or by its name on the hub.
-
-    Args:
-        name: ``"depth-pro"``, a folder, Apple's file, or ``owner/name``. A folder called ``depth-pro`` is given as
-            ``./depth-pro`` or as a `Path`.
-        revision: Branch, tag or commit on the hub; default: what the cache holds, else the newest.
-        download: Have the weights, too, not the configuration alone.
+    """Find a checkpoint by its path or its name, as in `load_model`; with `download`, its weights are there.
 
     Raises:
         DepthError: It can't be had, is not whole, or its configuration asks for parts from elsewhere.
     """
-    repository = DEPTH_PRO_REPOSITORY if name == "depth-pro" else str(name)
-    local = Path(name).expanduser()
-    if local.is_file() and name != "depth-pro":
+    if name == "small":
+        return Checkpoint("small", sha256_of([SMALL_WEIGHTS]), SMALL_WEIGHTS, {"model_type": "small"})
+    repository, local = str(name), Path(name).expanduser()
+    if name == "depth-pro":
+        repository = DEPTH_PRO_REPOSITORY
+    elif local.is_file():
         if local.suffix != ".pt":
             raise DepthError(f"{local}: of single files only Apple's depth_pro.pt can be loaded; else give the folder")
         return Checkpoint(local.name, sha256_of([local]), local, {"model_type": "depth_pro"})
-    if local.is_dir() and name != "depth-pro":
+    elif local.is_dir():
         if not (weights := _weight_files(local)):
             raise DepthError(f"{local} holds no weights (model.safetensors)")
         settings = [file for part in (*_SETTINGS, "*.index.json") for file in sorted(local.glob(part))]
@@ -103,43 +111,8 @@ def find_checkpoint(name: str | Path, revision: str | None, *, download: bool) -
     return Checkpoint(repository, folder.name, folder, _read_config(folder))
 
 
-def depth_kind_of(config: Mapping[str, Any], name: str, asked: DepthKind | None) -> DepthKind:
-    """What a checkpoint gives, by its configuration, or by the caller's word where that does not say.
-
-    Args:
-        config: The content of its ``config.json``.
-        name: Of the checkpoint, for errors.
-        asked: What the caller says, or None.
-
-    Raises:
-        ValueError: The configuration says otherwise than the caller.
-        DepthError: Neither says it, or kdepth does not know how to read the family's output.
-    """
-    family = str(config.get("model_type"))
-    if (reason := _REFUSED_FAMILIES.get(family)) or family not in _FAMILIES:
-        known = f"kdepth does not know what it gives; it knows {', '.join(_FAMILIES)}"
-        raise DepthError(f"{name}: models of type {printable(repr(family), 100)} can't be used: {reason or known}")
-    # Not by max_depth: relative checkpoints have one, too (1).
-    kind = config.get("depth_estimation_type", "relative") if family == "depth_anything" else _FAMILIES[family]
-    if kind not in ("metric", "relative", None):
-        raise DepthError(f"{name}: unknown depth_estimation_type {printable(repr(kind), 100)} in its configuration")
-    if kind and asked not in (None, kind):
-        raise ValueError(f"depth_kind={asked!r}: the configuration of {name} says {kind!r}")
-    if not (kind := kind or asked):
-        raise DepthError(
-            f"{name}: the configuration of a DPT checkpoint does not say what it gives; add "
-            "depth_kind='relative' (MiDaS: dpt-large, dpt-hybrid-midas, dpt-beit-*, dpt-swinv2-*) or "
-            "depth_kind='metric' (depth in metres: dpt-dinov2-*-nyu, dpt-dinov2-*-kitti)"
-        )
-    return cast(DepthKind, kind)
-
-
 def sha256_of(files: Sequence[Path]) -> str:
-    """``sha256:`` and 12 hex digits, as ``cat FILES | sha256sum`` begins.
-
-    Raises:
-        DepthError: A file can't be read.
-    """
+    """``sha256:`` and 12 hex digits, as ``cat FILES | sha256sum`` begins. What can't be read is a `DepthError`."""
     try:
         return _sha256(tuple((str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in files))
     except OSError as exc:
@@ -158,35 +131,33 @@ def _sha256(files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: one, or those that an index names; empty if there are none.
-
-    Raises:
-        DepthError: The index can't be read, or names something else than a file of this folder.
-    """
+    """The files that hold a folder's weights: one, or those of the folder that an index names; or none."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
         if (index := folder / f"{name}.index.json").is_file():
             named = read_json(index).get("weight_map")
             parts = [*named.values()] if isinstance(named, dict) else []
-            if not parts or not all(isinstance(part, str) and _is_weight_name(part) for part in parts):
+            if not parts or not all(re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", str(part)) for part in parts):
                 raise DepthError(f"{index} names files outside its folder, or none")
             return sorted({folder / part for part in parts})
     return []
 
 
-def _is_weight_name(name: str) -> bool:
-    return name == Path(name).name and name.endswith((".safetensors", ".bin"))
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
+def _read_weights(file: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
+    weights: dict[str, Tensor] = {}
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            with safe_open(file, "pt") as stream:
+                names = list(stream.keys())
+            # Mapped, and anew for each hundred: once converted, what was read of Depth Pro's 3.8 GB can go.
+            for start in range(0, len(names), 100):
+                with safe_open(file, "pt") as stream:
+                    weights |= {name: stream.get_tensor(name).to(dtype) for name in names[start : start + 100]}
+            return weights
         # Apple's file is 3.8 GB: mapped into memory. Old files of PyTorch can't be.
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=file.suffix == ".pt")
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as exc:
@@ -197,14 +168,10 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     return dict(items)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        DepthError: It can't be read, or is no object.
-    """
+def read_json(file: Path, check: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The object in a JSON file; each object in it goes through `check`. What can't be read is a `DepthError`."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), object_hook=check)
     except (OSError, ValueError, RecursionError) as exc:
         raise DepthError(f"{file} can't be read ({printable(str(exc))})") from exc
     if not isinstance(content, dict):
@@ -213,23 +180,16 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
-    for key, value in _all_items(config):
-        if (key in _REMOTE_KEYS and value) or (key == "model_type" and str(value).startswith("timm")):
-            raise DepthError(
-                f"{folder / 'config.json'} asks for a part from elsewhere, which kdepth does not fetch: "
-                f"{printable(f'{key}={value!r}', 200)}"
-            )
-    return config
+    file = folder / "config.json"
 
+    def check(part: dict[str, Any]) -> dict[str, Any]:
+        for key, value in part.items():
+            if (key in _REMOTE_KEYS and value) or (key == "model_type" and str(value).startswith("timm")):
+                asked = printable(f"{key}={value!r}", 200)
+                raise DepthError(f"{file} asks for a part from elsewhere, which kdepth does not fetch: {asked}")
+        return part
 
-def _all_items(value: object) -> Iterator[tuple[str, object]]:
-    """Keys and values of an object of JSON, and of the objects in it."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if isinstance(value, dict):
-        yield from value.items()
-    for part in parts:
-        yield from _all_items(part)
+    return read_json(file, check)
 
 
 def _hub_folder(repository: str, revision: str | None, *, download: bool) -> Path:

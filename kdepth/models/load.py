@@ -13,7 +13,7 @@ from typing import cast
 
 from kdepth.errors import DepthError
 from kdepth.models.base import ClipDepth, DepthKind, DepthModel, check_depth_kind
-from kdepth.models.checkpoints import SMALL_WEIGHTS, depth_kind_of, find_checkpoint, sha256_of
+from kdepth.models.checkpoints import find_checkpoint, sha256_of
 
 __all__ = ["ClipDepth", "DepthKind", "DepthModel", "load_model", "model_identity"]
 
@@ -33,16 +33,15 @@ def load_model(
         name: ``"small"`` (embedded, relative); ``"depth-pro"`` (Apple's, metric); the hub's name of any checkpoint of
             Depth Pro, Depth Anything, ZoeDepth, GLPN, DPT or TIPSv2-DPT, such as
             ``"depth-anything/Depth-Anything-V2-Small-hf"``; a folder with such a checkpoint (``config.json``,
-            ``preprocessor_config.json``, ``model.safetensors``); Apple's own ``depth_pro.pt``; or a model of your own:
-            a ``.py`` file with a function ``load(device)`` that returns a `DepthModel` (`dtype` and `revision` are then
-            its own affair; all nodes need it at one path). A folder called ``small`` or ``depth-pro`` is given as
-            ``"./small"`` or as a `Path`.
+            ``preprocessor_config.json``, ``model.safetensors``); Apple's own ``depth_pro.pt``; or a ``.py`` file of
+            your own with a function ``load(device)`` that returns a `DepthModel` (which then chooses its own dtype; all
+            nodes need it at one path). A folder called ``small`` or ``depth-pro`` is ``"./small"`` or a `Path`.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"``: a GPU if there is one.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; ``"auto"``: what is fast on the device. The last layers and
             everything after them is float32 in any case. (On a GPU torch rounds the factors of float32 convolutions to
             TF32 unless ``torch.backends.cudnn.allow_tf32 = False``.)
         revision: Branch, tag or commit of a checkpoint on the hub; default: what the cache holds, else the newest.
-        depth_kind: What a DPT checkpoint gives, which it does not say itself: ``"relative"`` (MiDaS) or ``"metric"``.
+        depth_kind: ``"relative"`` (MiDaS) or ``"metric"``, for a DPT checkpoint, which does not say it itself.
         threads: Threads that torch uses in this process; default: unchanged.
 
     Raises:
@@ -60,23 +59,18 @@ def load_model(
         if threads < 1:
             raise ValueError(f"threads={threads} must be at least 1")
         torch.set_num_threads(threads)
-    if name == "small":
-        from kdepth.models.small import load_small_model  # imports torch
-
-        _check_small_kind(depth_kind)
-        return load_small_model(device, dtype)
     if (own := _own_file(name)) is not None:
         return _load_own(own, device, depth_kind)
     checkpoint = find_checkpoint(name, revision, download=True)
-    kind = depth_kind_of(checkpoint.config, checkpoint.name, depth_kind)
-    if checkpoint.config["model_type"] == "depth_pro":
-        from kdepth.models.depth_pro import load_depth_pro  # imports torch
-
-        predict, batch_size = load_depth_pro(checkpoint, device, dtype)
+    kind = checkpoint.depth_kind(depth_kind)
+    # These import torch, and the last two transformers.
+    if name == "small":
+        from kdepth.models.small import load_small_network as load
+    elif checkpoint.config["model_type"] == "depth_pro":
+        from kdepth.models.depth_pro import load_depth_pro as load
     else:
-        from kdepth.models.transformers_models import load_family  # imports torch
-
-        predict, batch_size = load_family(checkpoint, kind, device, dtype)
+        from kdepth.models.transformers_models import load_family as load
+    predict, batch_size = load(checkpoint, kind, device, dtype)
     return DepthModel(
         predict, kind=kind, name=checkpoint.name, revision=checkpoint.revision, batch_size=batch_size, device=device
     )
@@ -88,19 +82,14 @@ def model_identity(name: str | Path, *, revision: str | None = None, depth_kind:
     What is wrong with the arguments shows here, before anything else is done.
 
     Raises:
-        ValueError: `depth_kind` is not a kind, or contradicts the checkpoint.
-        DepthError: The weights can't be had, are of a family that kdepth does not know, or of one that needs
-            `depth_kind`.
+        ValueError, DepthError: As in `load_model`.
     """
     check_depth_kind(depth_kind)
-    if name == "small":
-        _check_small_kind(depth_kind)
-        return f"small@{sha256_of([SMALL_WEIGHTS])}"
     if (own := _own_file(name)) is not None:
         _import_own(own)  # what is wrong with it shows here
         return f"{own.name}@{sha256_of([own])}"
     checkpoint = find_checkpoint(name, revision, download=False)
-    depth_kind_of(checkpoint.config, checkpoint.name, depth_kind)
+    checkpoint.depth_kind(depth_kind)
     return f"{checkpoint.name}@{checkpoint.revision}"
 
 
@@ -114,11 +103,6 @@ def _check_device(device: str) -> str:
     except (RuntimeError, AssertionError) as exc:  # the latter from a build without CUDA
         there = "cpu and cuda" if torch.cuda.is_available() else "cpu"
         raise ValueError(f"device={device!r} is not there: this machine has {there}") from exc
-
-
-def _check_small_kind(depth_kind: DepthKind | None) -> None:
-    if depth_kind == "metric":
-        raise ValueError('depth_kind="metric": the embedded model is relative')
 
 
 def _own_file(name: str | Path) -> Path | None:

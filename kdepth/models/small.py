@@ -1,8 +1,6 @@
 """The embedded depth network: an ImageNet-pretrained EfficientNet-Lite0 encoder and a light decoder.
 
-It gives relative inverse depth from one picture and was trained on rendered scenes alone (`notebooks/train_small`);
-its weights are 8 MB in float16.
-
+It gives relative inverse depth from one picture and was trained on rendered scenes alone (`notebooks/train_small`).
 EfficientNet: Tan & Le 2019, arXiv:1905.11946; Lite: no squeeze-and-excite, ReLU6. The decoder has the U-shape of
 Ranftl et al. 2020 (MiDaS, arXiv:1907.01341) with dense 3x3 convolutions, which are faster on CPUs than depthwise ones.
 """
@@ -20,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdepth.errors import DepthError
-from kdepth.models.base import DepthModel, choose_dtype
-from kdepth.models.checkpoints import SMALL_WEIGHTS, sha256_of
+from kdepth.models.base import DepthKind, Predict, choose_dtype
+from kdepth.models.checkpoints import SMALL_WEIGHTS, Checkpoint
 
 WEIGHTS_SHA256 = "176416514ec5c15326c848a1adc1f6f5ec2543b87c7078d81a001bdd798f1714"
 LONG_SIDE_PX = 256  # of the network's input; trained at 192 to 256
@@ -123,7 +121,7 @@ class SmallNetwork(nn.Module):
         self.head = nn.Conv2d(d[0], 4, 3, padding=1)  # four values a half-resolution pixel: the full resolution
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Encoder features of a normalised picture; apart, so that training can freeze them."""
+        """Encoder features of a normalised picture."""
         features: list[Tensor] = self.encoder(x)
         return features
 
@@ -140,14 +138,7 @@ class SmallNetwork(nn.Module):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inverse depth up to scale.
-
-        Args:
-            x: (N, 3, h, w), RGB scaled to [-1, 1], h and w even.
-
-        Returns:
-            float32 (N, h, w), > 0, of the order of 1 on average.
-        """
+        """Inverse depth up to scale: RGB (N, 3, h, w) in [-1, 1], h and w even, to float32 (N, h, w) > 0, about 1."""
         return self.invert(self.decode(self.features(x)))
 
     def invert(self, decoded: Tensor) -> Tensor:
@@ -162,29 +153,26 @@ class SmallNetwork(nn.Module):
 
     @torch.inference_mode()
     def follow(self, frames: Tensor, before: Seen | None = None) -> tuple[Tensor, Seen]:
-        """Relative inverse depth of frames that follow each other in a clip.
+        """Relative inverse depth of frames that follow each other in a clip, averaged over time (`steady`).
 
-        The network sees each frame alone. Where the picture stands still its results are averaged over time
-        (`steady`). In bfloat16 on a CPU a frame's bits depend neither on the number of threads nor on how a clip is
-        cut into calls; in float32 and on a GPU both change it by less than 1e-5.
+        In bfloat16 on a CPU a frame's bits depend neither on the number of threads nor on how a clip is cut into calls;
+        in float32 and on a GPU both change it by less than 1e-5.
 
         Args:
             frames: uint8 (N, H, W, 3) RGB, H and W >= 32, N >= 1.
-            before: The second value of the call for the frames just before these; None at a clip's start. It is
-                ignored if those frames had another size.
+            before: The second value of the call for the frames just before these; None at a clip's start.
 
         Returns:
-            ``(inverse depth, last frame)``: float32 (N, H, W) on the network's device, > 0, near is large, known up to
-            scale (and, in part, shift); and what the call for the next frames takes as `before`.
+            float32 (N, H, W) on the network's device, > 0, near is large, known up to scale (and, in part, shift); and
+            what the call for the next frames takes as `before`.
 
         Raises:
             ValueError: shape or dtype is not as above.
         """
         wrong = frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8
         if wrong or min(frames.shape[1:3]) < MIN_SIDE_PX or not len(frames):
-            raise ValueError(
-                f"frames must be uint8 (N >= 1, H >= 32, W >= 32, 3), got {frames.dtype} {tuple(frames.shape)}"
-            )
+            wanted = "uint8 (N >= 1, H >= 32, W >= 32, 3)"
+            raise ValueError(f"frames must be {wanted}, got {frames.dtype} {tuple(frames.shape)}")
         height, width = frames.shape[1:3]
         scale = LONG_SIDE_PX / max(height, width)
         size = (max(32, round(height * scale / 16) * 16), max(32, round(width * scale / 16) * 16))
@@ -207,16 +195,13 @@ class SmallNetwork(nn.Module):
         if frames.is_cuda:  # cuDNN plans all convolutions anew for another batch size, which takes 2.4 s of a core
             frames = torch.cat((frames, frames[-1:].expand(-num_frames % _GPU_BATCH, -1, -1, -1))).float()
         small = functional.interpolate(frames.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
-        x = small.float() / 127.5 - 1
+        x = small.float().round() / 127.5 - 1
         pixels = x.to(self.coarse.weight.dtype).contiguous(memory_format=torch.channels_last)
         return x[:num_frames], self(pixels)[:num_frames]
 
 
 def _enlarge(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, h, w) to (N, H, W), bilinear, by pixel centres.
-
-    On a CPU by OpenCV, which takes 0.1 ms a frame where torch takes 0.64 (848 x 360, one core of an AMD EPYC).
-    """
+    """Resize (N, h, w) to (N, H, W), bilinear. OpenCV takes 0.1 ms for a frame of 848 x 360, torch 0.64 on a CPU."""
     if values.is_cuda:
         return functional.interpolate(values[:, None], size, mode="bilinear")[:, 0]
     large = np.empty((len(values), *size), np.float32)
@@ -229,13 +214,9 @@ def steady(frame: Seen, before: Seen) -> Tensor:
     """A frame's inverse depth, averaged over time where the picture stands still.
 
     A network that sees single frames changes its mind with the grain. Where colours (means of 3 x 3 pixels) are those
-    of the previous frame, most of its result is kept: less the more they differ, and nothing where hardly anything is
-    the same, as after a cut or in a fast pan. The largest difference within 5 x 5 pixels counts; otherwise a smooth
-    cheek would stand still while eyes and mouth move on.
-
-    Args:
-        frame: The frame with the network's result.
-        before: The previous frame, its result averaged already.
+    of the previous frame, most of its averaged result is kept: less the more they differ, and nothing where hardly
+    anything is the same, as after a cut or in a fast pan. The largest difference within 5 x 5 pixels counts; otherwise
+    a smooth cheek would stand still while eyes and mouth move on.
     """
     difference = _mean_around(frame.picture - before.picture, 3).abs().amax(0)
     difference = _around(difference, 5, torch.maximum)
@@ -246,10 +227,7 @@ def steady(frame: Seen, before: Seen) -> Tensor:
 
 
 def _around(x: Tensor, size: int, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Join the ``size`` x ``size`` pixels around each pixel of (..., h, w); outside the picture is 0.
-
-    It is torch's pooling by whole rows: 0.1 to 0.2 ms on a CPU where `avg_pool2d` and `max_pool2d` take 1.1 and 1.7.
-    """
+    """Join the ``size`` x ``size`` pixels around each: 0.2 ms on a CPU where torch's pooling takes 1.1 to 1.7."""
     x = functional.pad(x, (size // 2,) * 4)
     for dim in (-1, -2):
         x = reduce(join, (x.narrow(dim, i, x.shape[dim] - size + 1) for i in range(size)))
@@ -262,11 +240,7 @@ def _mean_around(x: Tensor, size: int) -> Tensor:
 
 
 def load_small(device: str = "cpu", dtype: torch.dtype | None = None) -> SmallNetwork:
-    """The network with the weights of the package, in eval mode.
-
-    Args:
-        device: Where to run.
-        dtype: Of all layers but the last, which is float32; None: what is fast there (`choose_dtype`).
+    """The network with the weights of the package; all but its last layer in `dtype`, or what is fast there.
 
     Raises:
         DepthError: The weights file is missing or not the one that belongs to this source.
@@ -285,8 +259,8 @@ def load_small(device: str = "cpu", dtype: torch.dtype | None = None) -> SmallNe
     return network.eval().requires_grad_(False)
 
 
-def load_small_model(device: str, dtype: str) -> DepthModel:
-    """The embedded network as a `DepthModel`; `dtype` as in `load_model`."""
+def load_small_network(checkpoint: Checkpoint, kind: DepthKind, device: str, dtype: str) -> tuple[Predict, int]:
+    """The embedded network as the function that `DepthModel` calls, and a batch size; arguments as in `load_model`."""
     network = load_small(device, choose_dtype(device, dtype))
 
     def predict(frames: Tensor, focal_length_px: float | None, before: object) -> tuple[Tensor, None, Seen]:
@@ -296,11 +270,4 @@ def load_small_model(device: str, dtype: str) -> DepthModel:
         inverse, last = network.follow(frames.permute(0, 2, 3, 1), before if isinstance(before, Seen) else None)
         return inverse, None, last
 
-    return DepthModel(
-        predict,
-        kind="relative",
-        name="small",
-        revision=sha256_of([SMALL_WEIGHTS]),
-        batch_size=_CPU_BATCH if device == "cpu" else _GPU_BATCH,
-        device=device,
-    )
+    return predict, _CPU_BATCH if device == "cpu" else _GPU_BATCH

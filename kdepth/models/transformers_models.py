@@ -87,9 +87,7 @@ def load_network(
 ) -> nn.Module:
     """A checkpoint's network, on the CPU. Transformers gets no path, and so reads no file and asks no hub.
 
-    Args:
-        checkpoint, dtype: What to load, and in which type.
-        rename: Gives the weights the names of transformers; then there must be no others.
+    `rename` gives the weights the names of transformers; then there must be no others.
 
     Raises:
         DepthError: The configuration can't be used, or the weights are not those of its network.
@@ -103,7 +101,8 @@ def load_network(
             at_the_end.callback(logging.enable_progress_bar)
         config = CONFIG_MAPPING[checkpoint.config["model_type"]].from_dict(dict(checkpoint.config))
         family = MODEL_FOR_DEPTH_ESTIMATION_MAPPING[type(config)]
-        weights = rename(checkpoint.weights()) if rename else checkpoint.weights()
+        weights = checkpoint.weights(dtype)
+        weights = rename(weights) if rename else weights
         network, info = family.from_pretrained(
             None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
         )
@@ -130,21 +129,16 @@ def _as_depth_error(what: str) -> Iterator[None]:
 def _lower_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert all but the last parts to `dtype`."""
 
-    def to_float32(
-        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> tuple[tuple[object, ...], dict[str, object]]:
-        return tuple(map(_to_float32, args)), {key: _to_float32(value) for key, value in kwargs.items()}
+    def to_float32(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.float() if value.is_floating_point() else value
+        if isinstance(value, dict):
+            return {key: to_float32(item) for key, item in value.items()}
+        return type(value)(map(to_float32, value)) if isinstance(value, (list, tuple)) else value
 
     for name, child in network.named_children():
         if name in _LAST_PARTS:
-            child.register_forward_pre_hook(to_float32, with_kwargs=True)
+            child.register_forward_pre_hook(lambda module, *args: to_float32(args), with_kwargs=True)
         else:
             child.to(dtype)
     return network
-
-
-def _to_float32(value: object) -> object:
-    """A tensor, or those in a list, as float32."""
-    if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
-    return [_to_float32(item) for item in value] if isinstance(value, (list, tuple)) else value
