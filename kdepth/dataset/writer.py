@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import time
 import uuid
@@ -154,7 +153,6 @@ class ClipWriter:
             self._buffer.clear()
             if self._run and not self._is_remembered:
                 self._remember({})
-            _return_freed_memory()
         self._last_commit = time.monotonic()
 
     def _remember(self, more: Mapping[str, Any]) -> None:
@@ -187,7 +185,6 @@ class ClipWriter:
         self._verify_count()
         if self._seen and run is not None:
             self._remember(run)
-        _return_freed_memory()
         version = int(self._dataset.latest_version)
         if _parquet_version(self.root) != version:  # also of a run that was killed, or of somebody's own commit
             write_parquet(self.root)
@@ -269,9 +266,3 @@ def _parquet_version(root: Root) -> int | None:
     except (OSError, pa.ArrowInvalid):
         return None
     return int((metadata or {}).get(_PARQUET_VERSION, -1))
-
-
-def _return_freed_memory() -> None:
-    """Give freed memory back to the system: the heaps of Lance's threads would keep it. Only glibc can do this."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
