@@ -92,6 +92,11 @@ def cluster_size() -> tuple[int, int]:
     return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
 
 
+def can_grow() -> bool:
+    """Whether other nodes may join: not if Ray was started for this machine alone."""
+    return not ray.get_runtime_context().gcs_address.startswith("127.")
+
+
 def what_is_missing(*, gpu: bool) -> str | None:
     """What the cluster lacks for a run to begin, in words; None if it has a CPU, and a GPU if one is wanted."""
     cpus, gpus = cluster_size()

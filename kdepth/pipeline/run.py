@@ -27,7 +27,7 @@ from kdepth.errors import DatasetError, StorageError
 from kdepth.pipeline.cluster import what_is_missing
 from kdepth.pipeline.pending import PlanRecord
 from kdepth.pipeline.report import RunReport
-from kdepth.pipeline.stages import SESSION_KEY
+from kdepth.pipeline.stages import NEEDS_GPU_KEY, SESSION_KEY
 from kdepth.schema import FAILED, OK, SUPERSEDED
 from kdepth.storage import Root, source_key
 from kdepth.video.ffmpeg import ffmpeg_version
@@ -59,7 +59,8 @@ def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table 
     with Root(root).in_use(run_id):
         run = _Run(run_id, root, sources)
         if sources is None or sources.num_rows:
-            with _Progress(run) as progress, _committing(run.writer):
+            needs_gpu = bool(clips.context.get_config(NEEDS_GPU_KEY))
+            with _Progress(run, needs_gpu) as progress, _committing(run.writer):
                 for row in _stream_rows(clips):
                     progress.update(run.take(row), row)
         return run.finish()
@@ -174,8 +175,8 @@ class _Run:
 class _Progress:
     """One line of progress; and while no row comes, every minute what the run waits for."""
 
-    def __init__(self, run: _Run) -> None:
-        self._run = run
+    def __init__(self, run: _Run, needs_gpu: bool) -> None:
+        self._run, self._needs_gpu = run, needs_gpu
         self._bar = tqdm(total=run.num_expected, desc="clips", unit="clip", file=sys.stdout, mininterval=1.0, ncols=120)
         self._received = deque[tuple[float, int]]([(time.perf_counter(), 0)])  # moments, and bytes until then
         self._last_row = time.perf_counter()
@@ -183,6 +184,8 @@ class _Progress:
         self._watching = threading.Thread(target=self._watch, name="kdepth-progress", daemon=True)
 
     def __enter__(self) -> _Progress:
+        if missing := what_is_missing(gpu=self._needs_gpu):
+            self._bar.write(missing, file=sys.stdout)
         self._watching.start()
         return self
 
@@ -214,7 +217,7 @@ class _Progress:
             silent = time.perf_counter() - self._last_row
             if silent >= _WAIT_SECONDS:
                 with contextlib.suppress(Exception):  # Ray may be gone, which the run itself tells
-                    waiting = what_is_missing(gpu=False) or "waiting for downloads, workers or a long clip"
+                    waiting = what_is_missing(gpu=self._needs_gpu) or "waiting for downloads, workers or a long clip"
                     self._bar.write(f"no clip for {silent:.0f} s: {waiting}", file=sys.stdout)
 
 

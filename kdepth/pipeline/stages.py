@@ -21,7 +21,7 @@ from kdepth.models.base import DepthKind
 from kdepth.models.load import load_model, model_identity
 from kdepth.pipeline.batches import SharedModel
 from kdepth.pipeline.clip_depth import estimate_clip_depth, frame_selector, frames_name
-from kdepth.pipeline.cluster import cluster_size, start_ray
+from kdepth.pipeline.cluster import can_grow, cluster_size, start_ray
 from kdepth.pipeline.deaths import num_deaths
 from kdepth.pipeline.pending import PLAN_SCHEMA, plan_all
 from kdepth.pipeline.workers import Row, download_rows, run_stage, transcode_row
@@ -41,8 +41,8 @@ _MAX_DOWNLOAD_TASKS = 1000  # each costs the driver a few milliseconds before an
 # five-hundredth of the work; in shorter ones each clip is a block, and is committed as soon as it is done.
 _LONG_LIST_CLIPS_A_CPU = 8000
 _ROWS_A_BLOCK = 16
-# The key, in a Ray dataset's context, of the Ray node that it was made for.
-SESSION_KEY = "kdepth.session"
+# Keys in a Ray dataset's context: the Ray node that it was made for, and whether it can't begin without a GPU.
+SESSION_KEY, NEEDS_GPU_KEY = "kdepth.session", "kdepth.needs_gpu"
 
 
 def download(
@@ -164,7 +164,8 @@ def estimate_depth(
         root: Folder of the dataset.
         model: As for `load_model`.
         frames: As for `estimate_clip_depth`.
-        device: ``"auto"``: the GPUs if the cluster has any; else ``"cpu"`` or ``"cuda"``.
+        device: ``"auto"``: the GPUs if the cluster has any now; ``"cpu"``; or ``"cuda"``, also for a cluster whose GPUs
+            are still to come.
         depth_kind: As for `load_model`: a DPT checkpoint needs it.
         concurrency: Actors, each with the model loaded once; more than GPUs share them. Default: as many as the cluster
             has room for, also when it grows: one a GPU, for ``small`` one for every two cores (up to 8 a GPU); without
@@ -180,9 +181,10 @@ def estimate_depth(
     if model != "small" and Path(model).expanduser().exists():  # workers have working directories of their own
         model = str(Path(model).expanduser().absolute())
     cpus, gpus = cluster_size()
-    gpus = 0 if device == "cpu" else gpus
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not gpus):
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not gpus and not can_grow()):
         raise ValueError(f'device={device!r}: must be "auto", "cpu" or, in a cluster with {gpus} GPUs, "cuda"')
+    gpus = {"auto": gpus, "cpu": 0, "cuda": max(1, gpus)}[device]
+    clips.context.set_config(NEEDS_GPU_KEY, gpus > 0)
     size, share = _actors(max(1, cpus), gpus, concurrency, small=model == "small")
     threads = max(1, cpus // size)
     at_once = _CLIPS_AT_ONCE_ON_GPU if gpus and model != "small" else 1
