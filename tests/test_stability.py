@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from kdepth.dataset.clip import Clip
-from kdepth.dataset.temporal import sampled, scale_jump, stabilising_scales, steady_focal_length, steady_grey
+from kdepth.dataset.temporal import (
+    sampled,
+    scale_jump,
+    scale_steps,
+    stabilising_scales,
+    steady_focal_length,
+    steady_grey,
+)
 from kdepth.models.load import ClipDepth, DepthModel
 from kdepth.pipeline.clip_depth import estimate_clip_depth
 from kdepth.samples import jumping_copy, rendered_clips, true_inverse_depth
@@ -39,7 +46,8 @@ def moving_scene(random_generator: np.random.Generator, num_frames: int = 40) ->
 
 
 def scales_of(frames: list[tuple[np.ndarray, np.ndarray]], step: int = 1, fps: float = 25) -> np.ndarray:
-    return stabilising_scales((step * k, k / fps, grey, depth) for k, (grey, depth) in enumerate(frames))
+    steps = scale_steps((step * k, grey, depth) for k, (grey, depth) in enumerate(frames))
+    return stabilising_scales(steps, np.arange(len(frames)) / fps)
 
 
 def mean_jump(frames: list[tuple[np.ndarray, np.ndarray]]) -> float:

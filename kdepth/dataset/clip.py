@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kdepth.dataset import export
-from kdepth.dataset.points import focal_length_of_fov, pinhole_intrinsics, unproject
-from kdepth.dataset.temporal import sampled, scale_jump, stabilising_scales, steady_focal_length, steady_grey
+from kdepth.dataset.points import focal_length_of_fov, pinhole_intrinsics, save_points, unproject
+from kdepth.dataset.temporal import sampled, scale_steps, stabilising_scales, steady_focal_length, steady_grey
 from kdepth.errors import DatasetError, KdepthError
 from kdepth.html import card, rgb_and_depth
 from kdepth.schema import FAILED
@@ -27,8 +27,7 @@ class Clip:
     """One clip: its row, its frames and their depth. Frames are numbered as in the 360p file, from 0.
 
     Args:
-        root: Where the row's files are. With a `Root` the row may come from elsewhere: paths that lead out of it are
-            refused. None: the files are in no folder.
+        root: Where the row's files are. A `Root` refuses paths that lead out of it. None: they are in no folder.
         row: All columns of the clip's row.
         open_file: ``"video"`` or ``"depth"`` -> the file's path, or a file object. Default: the path below `root`.
     """
@@ -38,7 +37,7 @@ class Clip:
     ) -> None:
         self._root = root
         self.row = row
-        self._open_file = open_file or self._path_of
+        self._open_file = open_file or (lambda kind: str(self._path(kind)))
         self._depth_frames: dict[int, Mapping[str, Any]] = {frame["index"]: frame for frame in row["frames"] or ()}
 
     @property
@@ -109,10 +108,9 @@ class Clip:
 
         Args:
             index: Number of the frame.
-            stable: Take back jumps from frame to frame: of the focal length for a metric model, of the scale for a
-                relative one (`dataset.temporal`). Only neighbouring frames are compared, so that it does nothing where
-                few frames of a clip have depth. The stored depth is not changed. The first call on a clip of a relative
-                model reads all its frames.
+            stable: Remove jumps from frame to frame: of the focal length for a metric model, of the scale for a
+                relative one (`dataset.temporal`), whose first call reads all frames of the clip. Only neighbouring
+                frames are compared: where few frames have depth, it does nothing.
 
         Raises:
             IndexError: The frame has no depth.
@@ -121,9 +119,7 @@ class Clip:
         file = self.open("depth")
         frame = self._frame_with_depth(index)
         inverse_depth = read_depth_at(file, frame["time_seconds"], frame["crc32"]).astype(np.float32)
-        if not stable:
-            return inverse_depth
-        return np.float32(self._stable_scales[index]) * inverse_depth
+        return np.float32(self._stable_scales[index]) * inverse_depth if stable else inverse_depth
 
     def _frame_with_depth(self, index: int) -> Mapping[str, Any]:
         if index not in self._depth_frames:
@@ -133,21 +129,23 @@ class Clip:
         return self._depth_frames[index]
 
     @cached_property
+    def _scale_steps(self) -> NDArray[np.float64]:
+        rgb = read_frames(self.open("video"), lambda index, time_seconds: index in self._depth_frames)
+        pairs = zip(rgb, read_depth(self.open("depth")), strict=True)
+        return scale_steps(
+            ((frame.index, steady_grey(frame.rgb), sampled(depth)) for frame, depth in pairs), self.shots
+        )
+
+    @cached_property
     def _stable_scales(self) -> dict[int, float]:
         """Scale of each frame's stable view, by frame number."""
+        frames = list(self._depth_frames.values())
         if self.row["depth_kind"] == "metric":
             steady = self._steady_focal_lengths
             # inverse depth = canonical inverse depth * width / focal length (Depth Pro, section 3)
-            return {
-                index: frame["focal_length_px"] / steady[index] if steady else 1.0
-                for index, frame in self._depth_frames.items()
-            }
-        rgb = read_frames(self.open("video"), lambda index, time_seconds: index in self._depth_frames)
-        pairs = (
-            (frame.index, frame.time_seconds, steady_grey(frame.rgb), sampled(depth))
-            for frame, depth in zip(rgb, read_depth(self.open("depth")), strict=True)
-        )
-        return dict(zip(self._depth_frames, stabilising_scales(pairs, self.shots).tolist(), strict=True))
+            return {f["index"]: f["focal_length_px"] / steady[f["index"]] if steady else 1.0 for f in frames}
+        scales = stabilising_scales(self._scale_steps, np.array([frame["time_seconds"] for frame in frames]))
+        return dict(zip(self._depth_frames, scales.tolist(), strict=True))
 
     @cached_property
     def _steady_focal_lengths(self) -> dict[int, float]:
@@ -164,31 +162,22 @@ class Clip:
         return found
 
     def scale_jumps(self, *, stable: bool = False) -> NDArray[np.float64]:
-        """How much the scale of depth jumps from each frame to the next (`kdepth.dataset.temporal.scale_jump`).
+        """How much the scale of depth jumps from each frame to the next (`kdepth.dataset.temporal.scale_steps`).
 
         Args:
             stable: As for `inverse_depth`.
 
         Returns:
-            ``(N,)`` absolute log ratios, one for each frame that has depth: 0 is steady, 0.05 a jump of 5 %. NaN for
-            the first frame, at cuts, and where the frame before has no depth. Its mean without NaN is what ``flicker``
-            is.
+            ``(N,)`` absolute log ratios, one for each frame that has depth: 0 is steady, 0.05 a jump of 5 %; NaN where
+            nothing can be compared. The mean without NaN is ``flicker``.
 
         Raises:
             DatasetError: As `frame`.
         """
-        scales = self._stable_scales if stable else dict.fromkeys(self._depth_frames, 1.0)
-        stored = read_depth(self.open("depth"))  # in order: ten times as fast as frame by frame
-        jumps: list[float] = []
-        last: tuple[int, NDArray[np.int16], NDArray[np.float32]] | None = None
-        for index, rgb in enumerate(self.frames()):
-            if index in self._depth_frames:
-                grey, depth = steady_grey(rgb), np.float32(scales[index]) * sampled(next(stored))
-                is_next = last is not None and last[0] == index - 1 and index not in self.shots
-                jump = scale_jump(*last[1:], grey, depth) if last is not None and is_next else None
-                jumps.append(np.nan if jump is None else jump)
-                last = index, grey, depth
-        return np.array(jumps)
+        steps = self._scale_steps
+        if stable:
+            steps = steps + np.diff(np.log(list(self._stable_scales.values())), prepend=np.nan)
+        return np.abs(steps)
 
     def depth_m(self, index: int, *, stable: bool = False) -> NDArray[np.float32]:
         """Depth of a frame in metres along the optical axis: float32 ``(H, W)``; infinite where inverse depth is 0.
@@ -217,7 +206,7 @@ class Clip:
             index: Number of the frame.
             focal_length_px: The focal length, if you know it; default: what the model found.
             fov_deg: The horizontal field of view instead, in (0, 180).
-            stable: Smooth the focal length that the model found over the frames of the shot.
+            stable: Smooth the focal length that the model found within the shot.
 
         Raises:
             DatasetError: The model found no focal length, and none is given; or the frame has no depth.
@@ -271,55 +260,70 @@ class Clip:
         """Write a frame's `points` for other programs.
 
         Args:
-            path: ``.ply`` (x right, y down, z forward) or ``.glb`` (glTF's axes: y up, z backward).
-            index: Number of the frame.
-            **options: As for `points`.
-
-        Returns:
-            The path.
+            path: ``.ply`` (x right, y down, z forward) or ``.glb`` (glTF's axes: y up, z backward); it is returned.
+            index, **options: As for `points`.
 
         Raises:
             ValueError: Another suffix. Otherwise as `points`.
         """
-        return export.save_points(Path(path), *self.points(index, **options))
+        save_points(Path(path), *self.points(index, **options))
+        return Path(path)
 
     def save_depth(self, path: str | Path, index: int | None = None) -> Path:
         """Write depth for other programs.
 
         Args:
-            path: Its suffix says what is written. ``.npy``: float32 inverse depth of a frame. ``.png``: 16 bit grey of
-                a frame, depth in millimetres for a metric model (0: farther than 65.535 m), else inverse depth scaled
-                to 0-65535 by the clip's maximum, so that its frames can be compared. ``.npz``: of all frames that have
-                depth ``inverse_depth`` float16 ``(N, H, W)``, ``index``, ``time_seconds``, ``focal_length_px`` (NaN
-                for relative models). (A video to look at: `kdepth.plots.depth_video`.)
+            path: Its suffix says what is written; it is returned. ``.npy``: float32 inverse depth of a frame. ``.png``:
+                16 bit grey of a frame, depth in millimetres for a metric model (0: farther than 65.535 m), else inverse
+                depth scaled to 0-65535 by the clip's maximum. ``.npz``: of all frames that have depth ``inverse_depth``
+                float16 ``(N, H, W)``, ``index``, ``time_seconds``, ``focal_length_px`` (NaN for relative models).
             index: Number of the frame, for ``.npy`` and ``.png``.
-
-        Returns:
-            The path.
 
         Raises:
             ValueError: Another suffix, or `index` is missing or not wanted. Otherwise as `inverse_depth`.
         """
-        return export.save_depth(self, Path(path), index)
+        path = Path(path)
+        if path.suffix not in (".npy", ".png", ".npz"):
+            raise ValueError(f"path={str(path)!r}: must end in .npy or .png (a frame) or .npz (the clip)")
+        if (index is None) != (path.suffix == ".npz"):
+            raise ValueError(f"index={index}: .npy and .png hold one frame, .npz all of them")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if index is None:
+            frames = self.row["frames"]
+            columns: dict[str, Any] = {
+                name: np.array([frame[name] for frame in frames]) for name in ("index", "time_seconds")
+            }
+            columns["focal_length_px"] = np.array([frame["focal_length_px"] for frame in frames], np.float32)
+            np.savez_compressed(path, inverse_depth=np.stack(list(read_depth(self.open("depth")))), **columns)
+        elif path.suffix == ".npy":
+            np.save(path, self.inverse_depth(index))
+        else:
+            if self.row["depth_kind"] == "metric":
+                millimetres = self.depth_m(index) * 1000
+                grey = np.where(millimetres <= 65535, millimetres, 0)
+            else:
+                greatest = max(frame["max"] for frame in self.row["frames"])
+                grey = self.inverse_depth(index) * (65535 / max(greatest, 1e-9))
+            if not cv2.imwrite(str(path), grey.round().astype(np.uint16)):
+                raise OSError(f"{path} could not be written")
+        return path
 
     def problems(self) -> Iterator[tuple[str, DatasetError]]:
         """Read the clip's files to their ends, and say what is wrong: ``"video"`` or ``"depth"``, and the problem."""
-        for kind, check in (("video", self._check_video), ("depth", self._check_depth)):
+        for kind in ("video", "depth"):
             if self.row[f"{kind}_path"] is not None:
                 try:
-                    check()
+                    self._check(kind)
                 except DatasetError as exc:
                     yield kind, exc
 
-    def _check_video(self) -> None:
-        if (num_frames := count_frames(self.open("video"))) != self.row["num_frames"]:
-            raise DatasetError(f"has {num_frames} frames, not {self.row['num_frames']}")
-
-    def _check_depth(self) -> None:
-        written = [frame["crc32"] for frame in self._depth_frames.values()]
-        stored = read_checksums(self.open("depth"))
-        if written != stored:
-            changed = sum(a != b for a, b in zip(written, stored, strict=False)) + abs(len(written) - len(stored))
+    def _check(self, kind: str) -> None:
+        if kind == "video":
+            if (num_frames := count_frames(self.open(kind))) != self.row["num_frames"]:
+                raise DatasetError(f"has {num_frames} frames, not {self.row['num_frames']}")
+            return
+        written, stored = [frame["crc32"] for frame in self._depth_frames.values()], read_checksums(self.open(kind))
+        if changed := sum(a != b for a, b in zip_longest(written, stored)):
             raise DatasetError(f"{changed} of {len(written)} frames are not what was written")
 
     def file_bytes(self, kind: str) -> bytes | None:
@@ -327,14 +331,11 @@ class Clip:
         if self.row["status"] == FAILED or self.row[f"{kind}_path"] is None:
             return None
         file = self.open(kind)
-        if isinstance(file, str):
-            try:
-                return Path(file).read_bytes()
-            except OSError as exc:
-                raise DatasetError(f"{self.clip_id}: {exc}") from exc
-        with file:
-            content: bytes = file.read()
-        return content
+        try:
+            with open(file, "rb") if isinstance(file, str) else file as content:
+                return bytes(content.read())
+        except OSError as exc:
+            raise DatasetError(f"{self.clip_id}: {exc}") from exc
 
     def open(self, kind: str) -> Any:
         """Open the ``"video"`` or ``"depth"`` file: its path, or a file object."""
@@ -350,9 +351,6 @@ class Clip:
             )
         name = str(self.row[f"{kind}_path"])
         return self._root.path(name) if isinstance(self._root, Root) else self._root / name
-
-    def _path_of(self, kind: str) -> str:
-        return str(self._path(kind))
 
     def require(self, kind: str) -> None:
         """Make sure that the row names a ``"video"`` or ``"depth"`` file.

@@ -14,12 +14,12 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from kdepth.dataset.dataset import ClipDataset
-from kdepth.dataset.table import KINDS, ROWS_AT_ONCE, column_names, read_batches
+from kdepth.dataset.table import KINDS, read_columns
 from kdepth.errors import DatasetError, printable
 from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK
 from kdepth.storage import Root
 
-_ROWS_AT_ONCE = 8  # that the progress bar takes one step for
+_ROWS_AT_ONCE = 8  # for one step of the progress bar
 
 
 def pack(root: str | Path, uri: str | Path) -> None:
@@ -44,15 +44,14 @@ def pack(root: str | Path, uri: str | Path) -> None:
     if not target.is_empty():
         raise DatasetError(f"{uri} exists already; choose another place, or delete what is there")
     _require_files(ds)
-    columns = column_names(ds.lance)
-    if taken := set(KINDS).intersection(columns):
+    if taken := set(KINDS).intersection(ds.column_names):
         raise DatasetError(f"rename the column {min(taken)!r}: a packed dataset keeps the files under that name")
     fields = [
         CLIP_SCHEMA.field(name) if name in CLIP_SCHEMA.names else ds.lance.schema.field(name).remove_metadata()
-        for name in columns
+        for name in ds.column_names
     ]
     schema = pa.schema([*fields, *map(lance.blob_field, KINDS)])
-    reader = pa.RecordBatchReader.from_batches(schema, _batches(ds, columns, schema))
+    reader = pa.RecordBatchReader.from_batches(schema, _batches(ds, schema))
     lance.write_dataset(reader, target.uri, mode="create", data_storage_version="2.2", external_blob_mode="ingest")
     with target.writing("README.md") as path:
         path.write_text(_dataset_card(ds, pa.schema([*fields, *((kind, pa.large_binary()) for kind in KINDS)])))
@@ -65,22 +64,19 @@ def _files(row: Mapping[str, Any]) -> list[str | None]:
 
 def _require_files(ds: ClipDataset) -> None:
     there = {name for folder in ("360p", "depth") for name in ds.files.sizes(folder)}
-    for table in read_batches(ds.lance, ["clip_id", "status", "video_path", "depth_path"], ROWS_AT_ONCE):
-        for row in table.to_pylist():
-            for name in _files(row):
-                if name is not None and name not in there:  # or it is a name that no file of a dataset has
-                    raise DatasetError(f"{printable(name)} of {row['clip_id']} is not there: run the pipeline again")
+    for row in ds.table(columns=["clip_id", "status", "video_path", "depth_path"]).to_pylist():
+        for name in _files(row):
+            if name is not None and name not in there:  # or it is a name that no file of a dataset has
+                raise DatasetError(f"{printable(name)} of {row['clip_id']} is not there: run the pipeline again")
 
 
-def _batches(ds: ClipDataset, columns: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _batches(ds: ClipDataset, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     base = ds.files.work.as_uri() if ds.has_paths else ds.files.uri
-    with tqdm(total=ds.lance.count_rows(), desc="pack", unit="clip", file=sys.stdout, ncols=110) as bar:
-        for table in read_batches(ds.lance, columns, _ROWS_AT_ONCE):
-            rows = table.select(["status", "video_path", "depth_path"]).to_pylist()
-            uris = [[None if name is None else f"{base}/{quote(name)}" for name in _files(row)] for row in rows]
-            blobs = [lance.blob_array(list(column)) for column in zip(*uris, strict=True)]
-            yield pa.RecordBatch.from_arrays([*table.combine_chunks().to_batches()[0].columns, *blobs], schema=schema)
-            bar.update(len(table))
+    for start in tqdm(range(0, ds.lance.count_rows(), _ROWS_AT_ONCE), desc="pack", file=sys.stdout, ncols=110):
+        some = read_columns(ds.lance, ds.column_names, offset=start, limit=_ROWS_AT_ONCE).combine_chunks()
+        uris = [[None if name is None else f"{base}/{quote(name)}" for name in _files(row)] for row in some.to_pylist()]
+        blobs = [lance.blob_array(list(column)) for column in zip(*uris, strict=True)]
+        yield pa.RecordBatch.from_arrays([*some.to_batches()[0].columns, *blobs], schema=schema)
 
 
 # Arrow's names of types that `datasets` calls otherwise.

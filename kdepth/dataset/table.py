@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -56,26 +56,13 @@ def column_names(dataset: lance.LanceDataset) -> list[str]:
     return [*CLIP_SCHEMA.names, *added]
 
 
-def read_columns(dataset: lance.LanceDataset, columns: Sequence[str], where: str | None = None) -> pa.Table:
-    """Rows of a dataset; a column that it lacks, because an older kdepth wrote it, is null."""
-    return _with_nulls(dataset.to_table(columns=_there(dataset, columns), filter=where), columns)
-
-
-def read_batches(dataset: lance.LanceDataset, columns: Sequence[str], batch_size: int) -> Iterator[pa.Table]:
-    """The same in small tables, in the order of the dataset."""
-    for batch in dataset.to_batches(columns=_there(dataset, columns), batch_size=batch_size):
-        yield _with_nulls(pa.Table.from_batches([batch]), columns)
-
-
-def _there(dataset: lance.LanceDataset, columns: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys([*(name for name in columns if name in dataset.schema.names), "clip_id"]))
-
-
-def _with_nulls(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    for name in sorted(set(columns).difference(table.column_names)):
-        field = CLIP_SCHEMA.field(name)
-        table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table.select(columns)
+def read_columns(
+    dataset: lance.LanceDataset, columns: Sequence[str], where: str | None = None, **part: int
+) -> pa.Table:
+    """Rows of a dataset (or, by ``offset`` and ``limit``, some); a column that an older kdepth did not know is null."""
+    there = [name for name in columns if name in dataset.schema.names]
+    found = dataset.to_table(columns=list(dict.fromkeys([*there, "clip_id"])), filter=where, **part)
+    return pa.concat_tables([found, CLIP_SCHEMA.empty_table()], promote_options="default").select(columns)
 
 
 def read_rows(root: str | Path | Root, columns: Sequence[str], where: str | None = None) -> pa.Table:
@@ -95,19 +82,15 @@ def at_version(dataset: lance.LanceDataset, moment: int | str | datetime) -> lan
     if isinstance(moment, bool) or not isinstance(moment, int | str | datetime):
         raise TypeError(f"as_of={moment!r}: must be a version's number (int), a tag (str) or a datetime")
     if isinstance(moment, str):
-        tags = dataset.tags.list()
-        if moment not in tags:
+        if moment not in (tags := dataset.tags.list()):
             raise DatasetError(f"{dataset.uri} has no tag {moment!r}; its tags: {', '.join(sorted(tags)) or 'none'}")
         return lance.dataset(dataset.uri, version=moment)
     kept = {version["version"]: version["timestamp"].astimezone(UTC) for version in dataset.versions()}
-    fitting = [
-        version
-        for version, committed_at in kept.items()
-        if (version == moment if isinstance(moment, int) else committed_at <= moment.astimezone(UTC))
-    ]
-    if not fitting:
+    # (Lance's own `asof` leaves out a version of exactly this time, and takes no time zones.)
+    last = moment if isinstance(moment, int) else max((v for v in kept if kept[v] <= moment.astimezone(UTC)), default=0)
+    if last not in kept:
         raise DatasetError(f"{dataset.uri} has nothing as of {moment}; kept are versions {min(kept)} to {max(kept)}")
-    return lance.dataset(dataset.uri, version=max(fitting))
+    return lance.dataset(dataset.uri, version=last)
 
 
 class Cleaned(NamedTuple):
@@ -123,13 +106,12 @@ class Cleaned(NamedTuple):
 def remove_unnamed_files(root: Root, before: datetime | None = None) -> Cleaned:
     """Remove files that `storage.made_name` named and no row names. No run may be making any meanwhile.
 
-    Kept are those that the newest version of the dataset names, or a version with a tag. Files of other names are never
-    removed.
+    Kept are those that the newest version of the dataset names, or a version with a tag.
 
     Args:
         root: With a dataset in it.
-        before: Keep files that are younger, too, and those that the version names that was current then: somebody may
-            still read them. None: remove all.
+        before: Keep files that are younger, too, and those that the version that was current then names: somebody may
+            still read them.
     """
     dataset = lance.dataset(root.lance_uri)
     unnamed = root.made_before(before.timestamp() if before else math.inf)

@@ -7,6 +7,7 @@ picture does not change, depth should not change either: on those pixels a jump 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,71 +36,72 @@ def steady_grey(rgb: NDArray[np.uint8]) -> NDArray[np.int16]:
     return grey
 
 
-def scale_jump(
-    grey_before: NDArray[np.int16],
-    depth_before: NDArray[np.float32],
-    grey_after: NDArray[np.int16],
-    depth_after: NDArray[np.float32],
-) -> float | None:
+def scale_jump(*pair: NDArray[Any]) -> float | None:
     """Measure how much the scale of depth jumps between two neighbouring frames.
 
-    The absolute median of ``log(after / before)`` over the pixels whose colour hardly changed: a camera at rest gives
-    0, a scale that is 5 % larger in the second frame gives 0.05.
-
     Args:
-        grey_before, grey_after: ``(H, W)`` grey values, 0-255.
-        depth_before, depth_after: ``(H, W)`` inverse depth.
+        pair: `steady_grey` and `sampled` of the first frame, then those of the second.
 
     Returns:
-        The jump, >= 0, or None where too few pixels are steady to tell (a cut, a fast pan).
+        The absolute `scale_steps` of the second frame, or None where too few pixels are steady to tell.
     """
-    pair = _steady_pair(grey_before, depth_before, grey_after, depth_after)
-    return None if pair is None else float(abs(np.log(np.median(pair[1] / pair[0]))))
+    step = _scale_step(*pair)
+    return None if np.isnan(step) else abs(step)
 
 
-def _steady_pair(
-    grey_before: NDArray[np.int16],
-    depth_before: NDArray[np.float32],
-    grey_after: NDArray[np.int16],
-    depth_after: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """Inverse depth before and after of the steady pixels; None if they are too few."""
+def _scale_step(
+    grey_before: NDArray[Any], depth_before: NDArray[Any], grey_after: NDArray[Any], depth_after: NDArray[Any]
+) -> float:
     steady = np.abs(grey_after - grey_before) <= _STEADY_GREY_LEVELS
     steady &= (depth_before > 0) & (depth_after > 0)
     if np.count_nonzero(steady) < _MIN_STEADY * steady.size:
-        return None
-    return depth_before[steady], depth_after[steady]
+        return np.nan
+    return float(np.log(np.median(depth_after[steady] / depth_before[steady])))
 
 
-def stabilising_scales(
-    frames: Iterable[tuple[int, float, NDArray[np.int16], NDArray[np.float32]]], cuts: Collection[int] = ()
+def scale_steps(
+    frames: Iterable[tuple[int, NDArray[np.int16], NDArray[np.float32]]], cuts: Collection[int] = ()
 ) -> NDArray[np.float64]:
-    """Compute for each frame of a clip the scale that removes the jumps before it.
+    """Measure how the scale of depth changes from each frame to the next.
 
-    Where a frame's scale jumps by more than 2 % (see `scale_jump`; 50 % a second where there are fewer than 25 frames a
-    second), this frame and all that follow are divided by the median ratio. Smaller changes stay. A frame that has too
-    little in common with the one before, or is not its neighbour, gets the scale of that one. (No shift is fitted:
-    chained over hundreds of frames, fits with a shift lose the scale.)
+    The median of ``log(after / before)`` over the pixels whose colour hardly changed: a camera at rest gives 0, a scale
+    that is 5 % larger in the second frame gives 0.05.
 
     Args:
-        frames: Number, time in s, `steady_grey` and `sampled` of each frame, in order.
+        frames: Number, `steady_grey` and `sampled` of each frame, in order.
         cuts: Numbers of the frames that begin another shot: they are not compared with the frame before.
+
+    Returns:
+        ``(N,)`` log ratios; NaN for the first frame, at cuts, after a gap, and where too few pixels are steady to tell
+        (a fast pan).
+    """
+    steps: list[float] = []
+    last: tuple[int, NDArray[np.int16], NDArray[np.float32]] | None = None
+    for index, grey, depth in frames:
+        is_next = last is not None and last[0] == index - 1 and index not in cuts
+        steps.append(_scale_step(*last[1:], grey, depth) if last is not None and is_next else np.nan)
+        last = index, grey, depth
+    return np.array(steps)
+
+
+def stabilising_scales(steps: NDArray[np.float64], time_seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute for each frame of a clip the scale that removes the jumps before it.
+
+    Where the scale jumps by more than 2 % (50 % a second where there are fewer than 25 frames a second), this frame and
+    all that follow are divided by the ratio. Smaller changes stay. (No shift is fitted: chained over hundreds of
+    frames, fits with a shift lose the scale.)
+
+    Args:
+        steps: ``(N,)``, from `scale_steps`.
+        time_seconds: ``(N,)`` of the frames.
 
     Returns:
         ``(N,)``: a frame's stable inverse depth is ``scale * inverse_depth``.
     """
-    scales: list[float] = []
-    last: tuple[int, float, NDArray[np.int16], NDArray[np.float32]] | None = None
-    scale = 1.0
-    for index, time_seconds, grey, depth in frames:
-        if last is not None and last[0] == index - 1 and index not in cuts:
-            pair = _steady_pair(*last[2:], grey, depth)
-            ratio = 1.0 if pair is None else float(np.median(pair[1] / pair[0]))
-            if abs(np.log(ratio)) > max(_JUMP, _JUMP_A_SECOND * (time_seconds - last[1])):
-                scale /= ratio
-        scales.append(scale)
-        last = index, time_seconds, grey, depth
-    return np.array(scales)
+    seconds = np.diff(time_seconds, prepend=time_seconds[:1])
+    is_jump = np.abs(steps) > np.maximum(_JUMP, _JUMP_A_SECOND * seconds)  # NaN is no jump
+    scales: NDArray[np.float64] = np.exp(-np.cumsum(np.where(is_jump, steps, 0)))
+    return scales
 
 
 def steady_focal_length(focal_length_px: NDArray[np.float64], time_seconds: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,14 +6,12 @@ import contextlib
 import json
 import time
 import uuid
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import lance
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -44,10 +42,8 @@ class ClipWriter:
     """Commits rows to a root's dataset in small transactions, by count and by time.
 
     Within a run the first row of a clip counts, or the first that is ok. A run's row replaces the one of an earlier
-    run, but a failed row never one that is ok: what is there is not lost because it could not be made anew.
-
-    Several writers, in other processes or on other machines, may commit to one dataset at a time. ``clip_id`` is its
-    primary key: of two commits of one clip Lance applies the second to what the first left.
+    run, but a failed row never one that is ok. Several writers may commit to one dataset at a time: ``clip_id`` is its
+    primary key, and of two commits of one clip Lance applies the second to what the first left.
 
     Args:
         root: Folder or URI of the dataset. One that an older kdepth made gets the columns that it lacks, as nulls.
@@ -201,19 +197,14 @@ class ClipWriter:
         self._dataset.cleanup_old_versions(older_than=keep_versions, error_if_tagged_old_versions=False)
 
     def _verify_count(self) -> None:
-        # Another run may have replaced rows of this one since: names are compared, not run ids. Few at once: as tables
-        # they would make the driver larger than all the run before.
-        num_found, hashes = 0, array("q")
-        for batch in self._dataset.to_batches(columns=["clip_id"], batch_size=ROWS_AT_ONCE):
-            names = batch["clip_id"].to_pylist()
-            num_found += sum(name in self._seen for name in names)
-            hashes.extend(map(hash, names))
-        if num_found != len(self._seen) or len(np.unique(hashes)) != len(hashes):
-            names = self._dataset.to_table(columns=["clip_id"])["clip_id"].to_pylist()
-            missing, distinct = self._seen.keys() - names, len(set(names))
+        # Another run may have replaced rows of this one since: names are compared, not run ids.
+        names = self._dataset.to_table(columns=["clip_id"])["clip_id"].to_pylist()
+        distinct = set(names)
+        num_missing, num_twice = len(self._seen.keys() - distinct), len(names) - len(distinct)
+        if num_missing or num_twice:
             raise DatasetError(
-                f"{self.root.lance_uri}: of {len(self._seen)} rows of this run {len(missing)} are missing, and "
-                f"{len(names) - distinct} names are there twice"
+                f"{self.root.lance_uri}: of {len(self._seen)} rows of this run {num_missing} are missing, and "
+                f"{num_twice} names are there twice"
             )
 
 
