@@ -1,16 +1,14 @@
 """Where a dataset's files are: a folder, or a prefix in an object store.
 
 FFmpeg and the downloads need files on a disk. In a folder they work on the dataset's own files. For an object store
-there is a work folder on the node's disk; whole files are moved from there to the store. PyArrow's file systems do the
-transport. Credentials, region and endpoint come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` and
-so on), where Lance looks for them too.
+there is a work folder on the node's disk; whole files are moved from there to the store, by PyArrow. Credentials,
+region and endpoint come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``), where Lance finds them too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -25,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock
 from pyarrow import fs
 
 from kdepth.errors import DatasetError, StorageError, printable
@@ -36,7 +35,7 @@ _FOLDERS = ("raw", "360p", "depth")
 # What a row may name, and the other files that kdepth itself keeps.
 _ROW_FILE = re.compile(rf"({'|'.join(_FOLDERS)})/(?!\.\.?$)[^/\x00-\x1f\x7f]+")
 _OWN_FILE = re.compile(r"archives/[^/\0]+\.json|runs/[\w-]+|clips\.parquet|README\.md")
-_MADE = re.compile(r"(?P<clip_id>[\w-]+)\.(?P<key>[0-9a-f]{10})-[0-9a-f]{8}\.\w+")
+_MADE = re.compile(r"[\w-]+\.[0-9a-f]{10}-[0-9a-f]{8}\.\w+")
 
 
 def source_key(url: str, member: str | None = None) -> str:
@@ -50,16 +49,10 @@ def key_of(*parts: object) -> str:
 
 
 def made_name(folder: str, clip_id: str, key: str, suffix: str) -> str:
-    """Make a new name for a file of a clip, relative to the root; no other file has it or will get it.
+    """Make a new name for a file of a clip: ``<folder>/<clip_id>.<key>-<8 random hex digits><suffix>``.
 
-    ``<folder>/<clip_id>.<key>-<8 random hex digits><suffix>``. A file that a committed row names is never written
-    again: whoever makes it anew writes a file of another name, and the new row names that one.
-
-    Args:
-        folder: ``raw``, ``360p`` or ``depth``.
-        clip_id: The clip's name.
-        key: From `key_of` or `source_key`.
-        suffix: With its dot.
+    A file that a committed row names is never written again: whoever makes it anew writes a file of another name, and
+    the new row names that one. The key is from `key_of` or `source_key`, the suffix has its dot.
     """
     return f"{folder}/{clip_id}.{key}-{uuid.uuid4().hex[:8]}{suffix}"
 
@@ -84,7 +77,7 @@ class Root:
     def __init__(self, root: str | Path | Root) -> None:
         self.uri: str = root.uri if isinstance(root, Root) else str(root)
         self.is_local = "://" not in self.uri
-        self._fs: Any = None
+        self._fs: tuple[Any, str] | None = None
         if self.is_local:
             if re.match(r"\w+:/", self.uri):
                 raise ValueError(f"root={self.uri!r}: give a URI as a str, not as a Path")
@@ -109,9 +102,6 @@ class Root:
                 f"{stat.S_IMODE(found.st_mode):o}), who could exchange files there: remove it, or set TMPDIR"
             )
 
-    def __str__(self) -> str:
-        return self.uri
-
     def __reduce__(self) -> tuple[type[Root], tuple[str]]:
         return Root, (self.uri,)  # each process opens connections of its own
 
@@ -124,27 +114,24 @@ class Root:
         if self._fs is None:
             here = fs.LocalFileSystem(), str(self.work)
             self._fs = here if self.is_local else fs.FileSystem.from_uri(self.uri)
-        store: tuple[Any, str] = self._fs
-        return store
+        return self._fs
 
     def _path(self, name: str) -> str:
-        self._work_path(name, own=True)
+        self.path(name, own=True)
         return f"{self._store()[1]}/{name}"
 
-    def path(self, name: str) -> Path:
-        """Where a file of a row is on this node's disk; it need not exist.
+    def path(self, name: str, *, own: bool = False) -> Path:
+        """Where a file is on this node's disk; it need not exist.
 
         Rows may come from elsewhere, and are not believed: nothing outside the root is read or deleted.
 
         Args:
             name: ``raw/<file>``, ``360p/<file>`` or ``depth/<file>``.
+            own: Allow the other files that kdepth keeps, too.
 
         Raises:
             DatasetError: Another name, or the file or its folder is a link.
         """
-        return self._work_path(name)
-
-    def _work_path(self, name: str, *, own: bool = False) -> Path:
         if not (_ROW_FILE.fullmatch(name) or (own and _OWN_FILE.fullmatch(name))):
             raise DatasetError(f"{printable(name)!r} is no file of a dataset: raw/, 360p/ or depth/ and a file's name")
         path = self.work / name
@@ -165,17 +152,6 @@ class Root:
     def sizes(self, folder: str) -> dict[str, int]:
         """List the files of a folder: name relative to the root -> bytes."""
         return {name: info.size for name, info in self._infos(folder)}
-
-    def made(self, folder: str) -> dict[tuple[str, str], list[str]]:
-        """List the whole files of a folder that `made_name` named: ``(clip_id, key)`` -> names relative to the root.
-
-        The key says what a file was made of, so that a run can use again what a killed run left.
-        """
-        found: dict[tuple[str, str], list[str]] = {}
-        for name in sorted(self.sizes(folder)):
-            if match := _MADE.fullmatch(name.rpartition("/")[2]):
-                found.setdefault((match["clip_id"], match["key"]), []).append(name)
-        return found
 
     def find_made(self, folder: str, clip_id: str, key: str) -> str | None:
         """A whole file that a killed run left: of this clip, and of this source and settings. None if there is none.
@@ -210,9 +186,7 @@ class Root:
     def open(self, name: str) -> str | BinaryIO:
         """Give PyAV what it opens: the path of a row's file, or a file object that fetches parts as they are read.
 
-        Raises:
-            DatasetError: As `path`.
-            OSError: It is not there.
+        Raises as `path`; OSError if it is not there.
         """
         path = self.path(name)
         if self.is_local:
@@ -225,7 +199,7 @@ class Root:
     def reading(self, name: str) -> Iterator[Path]:
         """Have a file on this node's disk while the block runs."""
         if self.is_local:
-            yield self._work_path(name, own=True)
+            yield self.path(name, own=True)
             return
         with tempfile.TemporaryDirectory(prefix="kdepth-") as folder:
             path = Path(folder) / Path(name).name
@@ -235,7 +209,7 @@ class Root:
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Give the path at which to make a file, whole or not at all; an object store gets it at the block's end."""
-        path = self._work_path(name, own=True)
+        path = self.path(name, own=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path
         self.publish(name)
@@ -243,7 +217,7 @@ class Root:
     def publish(self, name: str) -> None:
         """Move a whole file from `work` into the store."""
         if not self.is_local:
-            path = self._work_path(name, own=True)
+            path = self.path(name, own=True)
             fs.copy_files(str(path), self._path(name), fs.LocalFileSystem(), self._store()[0])
             path.unlink()
 
@@ -296,18 +270,11 @@ class Root:
             file.write(f"{socket.gethostname()} {os.getpid()}".encode())
 
     def others(self, run_id: str = "") -> list[str]:
-        """Runs that are alive here, apart from one's own: their marks are younger than ten minutes.
-
-        A run of this machine whose process has ended is dead at once.
-        """
-        marks = {name.partition("/")[2]: info for name, info in self._infos("runs")}
+        """Runs that are alive here, apart from one's own: marks younger than ten minutes, of no process that ended."""
+        marked = {name.partition("/")[2]: info.mtime_ns / 1e9 for name, info in self._infos("runs")}
         # Compared with one's own mark where there is one: the store's clock may differ from this machine's.
-        now = marks[run_id].mtime_ns / 1e9 if run_id in marks else time.time()
-        return sorted(
-            name
-            for name, info in marks.items()
-            if name != run_id and now - info.mtime_ns / 1e9 < _DEAD_AFTER_SECONDS and not self._has_ended(name)
-        )
+        dead = marked.get(run_id, time.time()) - _DEAD_AFTER_SECONDS
+        return sorted(name for name, at in marked.items() if name != run_id and at > dead and not self._has_ended(name))
 
     def _has_ended(self, run_id: str) -> bool:
         try:
@@ -322,20 +289,16 @@ class Root:
         return False
 
     def check_space(self, error: BaseException) -> None:
-        """Tell a full disk from a bad clip; to be called with any error of a stage.
-
-        Raises:
-            StorageError: The error, or what it came from, is that the disk is full.
-        """
+        """Raise `StorageError` if an error of a stage, or what it came from, is that the disk is full."""
         cause: BaseException | None = error
         while cause is not None:
             # The words may come from a video's own text: they count only if the disk is nearly full.
-            told = os.strerror(errno.ENOSPC) in str(cause) and shutil.disk_usage(self.work).free < _LITTLE_BYTES
+            free = shutil.disk_usage(self.work).free
+            told = os.strerror(errno.ENOSPC) in str(cause) and free < _LITTLE_BYTES
             if told or getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                free = shutil.disk_usage(self.work).free / 1e6
                 raise StorageError(
-                    f"no space left on device for {self.uri} ({free:.1f} MB free at {self.work}). What is committed "
-                    "stays; make space and run the same again: it goes on where it stopped"
+                    f"no space left on device for {self.uri} ({free / 1e6:.1f} MB free at {self.work}). What is "
+                    "committed stays; make space and run the same again: it goes on where it stopped"
                 ) from error
             cause = cause.__cause__ or cause.__context__
 
@@ -348,12 +311,7 @@ class Root:
             for path in self.work.glob(pattern):
                 path.unlink(missing_ok=True)
         for path in (*self.work.glob("raw/*.lock"), *self.work.glob("archives/*.lock")):
-            with contextlib.suppress(OSError):
-                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where a worker lives on and holds it
-                    path.unlink(missing_ok=True)
-                finally:
-                    os.close(handle)
+            with contextlib.suppress(OSError), FileLock(path, timeout=0):  # fails where a worker lives on and holds it
+                path.unlink(missing_ok=True)
         for folder in self.work.glob("raw/*.yt-dlp"):
             shutil.rmtree(folder, ignore_errors=True)

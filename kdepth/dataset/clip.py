@@ -289,12 +289,14 @@ class Clip:
             raise ValueError(f"index={index}: .npy and .png hold one frame, .npz all of them")
         path.parent.mkdir(parents=True, exist_ok=True)
         if index is None:
-            frames = self.row["frames"]
-            columns: dict[str, Any] = {
-                name: np.array([frame[name] for frame in frames]) for name in ("index", "time_seconds")
-            }
-            columns["focal_length_px"] = np.array([frame["focal_length_px"] for frame in frames], np.float32)
-            np.savez_compressed(path, inverse_depth=np.stack(list(read_depth(self.open("depth")))), **columns)
+            frames = self._depth_frames.values()
+            np.savez_compressed(
+                path,
+                inverse_depth=np.stack(list(read_depth(self.open("depth")))),
+                index=np.array(self.depth_indices),
+                time_seconds=np.array([frame["time_seconds"] for frame in frames]),
+                focal_length_px=np.array([frame["focal_length_px"] for frame in frames], np.float32),
+            )
         elif path.suffix == ".npy":
             np.save(path, self.inverse_depth(index))
         else:
