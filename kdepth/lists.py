@@ -171,8 +171,11 @@ def spelled_url(text: str, url: URL) -> str:
     if re.fullmatch(r"[\w:/?#@!$&'()*+,;=.~-]+", text, re.ASCII):  # most: no % either
         return text
     parts = urlsplit(re.sub("%(?![0-9A-Fa-f]{2})", "%25", text))
-    path = quote(parts.path, "%/:@!$&'()*+,;=~")
-    query, fragment = (quote(part, "%/:@!$&'()*+,;=~?[]") for part in (parts.query, parts.fragment))
+    # Bytes that are no UTF-8 come from headers as surrogates.
+    path = quote(parts.path, "%/:@!$&'()*+,;=~", errors="surrogateescape")
+    query, fragment = (
+        quote(part, "%/:@!$&'()*+,;=~?[]", errors="surrogateescape") for part in (parts.query, parts.fragment)
+    )
     is_plain = re.fullmatch(r"[\w:@!$&'()*+,;=.~%\[\]-]+", parts.netloc, re.ASCII)
     netloc = parts.netloc if is_plain else url.raw_authority
     return parts._replace(netloc=netloc, path=path, query=query, fragment=fragment).geturl()

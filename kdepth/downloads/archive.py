@@ -46,14 +46,6 @@ class Member:
     sha256: str
 
 
-@dataclass(slots=True)
-class _Contents:
-    """What an archive holds, once it was read to its end."""
-
-    names: list[str] = field(default_factory=list)  # of videos
-    passed_over: Counter[str] = field(default_factory=Counter)  # other files, by suffix
-
-
 async def read_archive(
     url: str,
     root: Path,
@@ -93,33 +85,25 @@ async def read_archive(
         DownloadError: Another of its subclasses; as `fetch`.
     """
     path, index = archive_path(url, root), root / index_name(url)
-    done = frozenset(skip)
-    known = _read_index(index)
-    if (
-        not afresh
-        and known
-        and all(name in done or clip_id_for(url, name, annotated=annotated) in done for name in known["members"])
-    ):
+    unpacking = _Unpacking(url, root, frozenset(skip), annotated, max_member_bytes)
+    names, known = _read_index(index)
+    if names is not None and not afresh and not any(map(unpacking.is_wanted, names)):
         return
     transfer = Transfer(url, path, session=session, limits=limits, is_archive=True)
-    if afresh and path.exists() and await transfer.is_still(known and known["state"]) is False:
+    if afresh and path.exists() and await transfer.is_still(known) is False:
         path.unlink()
     if path.exists():
         transfer.take()
     download = None if transfer.state == "whole" else asyncio.create_task(transfer.run())
     growing = GrowingFile(transfer)
-    contents, num_given, is_damaged = None, 0, False
-    loop = asyncio.get_running_loop()
+    num_given, is_damaged, loop = 0, False, asyncio.get_running_loop()
     # A thread of its own: the loop's pool also resolves host names, and must not be full of readers waiting for bytes.
     with ThreadPoolExecutor(1, thread_name_prefix="archive") as thread:
-        found = _unpacked(growing, url, root, done, annotated, max_member_bytes)
+        found = unpacking.members(growing)
         try:
             while num_given != max_clips and (item := await loop.run_in_executor(thread, next, found, None)):
-                if isinstance(item, _Contents):
-                    contents = item
-                else:
-                    num_given += 1
-                    yield item
+                num_given += 1
+                yield item
         except ArchiveError:
             is_damaged = True
             raise
@@ -127,7 +111,7 @@ async def read_archive(
             growing.stop()
             await asyncio.wait([loop.run_in_executor(thread, found.close)])
             if download is not None:
-                if contents is None and transfer.state != "failed":
+                if not unpacking.is_whole and transfer.state != "failed":
                     download.cancel()
                 await asyncio.wait([download])
             # Another try after damage has to start from the server's bytes.
@@ -136,36 +120,31 @@ async def read_archive(
                 path.unlink(missing_ok=True)
     if download is not None and not download.cancelled():
         download.result()
-    if contents is not None:
-        state = transfer.identity() if transfer.attempts else known and known["state"]
-        _write_index(index, url, contents.names, state)
+    if unpacking.is_whole:
+        _write_index(index, url, unpacking.names, transfer.identity() if transfer.attempts else known)
         if not keep:
             path.unlink(missing_ok=True)
-        if not contents.names and contents.passed_over:
-            found_instead = ", ".join(
-                f"{count} x {suffix or 'none'}" for suffix, count in contents.passed_over.most_common(5)
-            )
-            reason = f"no file in it has the name of a video; their suffixes are: {found_instead}"
-            raise ArchiveError(public_url(url), reason)
+        unpacking.require_videos()
 
 
 def read_index(path: Path) -> list[str] | None:
     """Names of the videos in an archive that was once read to its end, whole or not; None if it never was."""
-    known = _read_index(path)
-    return list(known["members"]) if known else None
+    return _read_index(path)[0]
 
 
-def _read_index(path: Path) -> dict[str, Any] | None:
+def _read_index(path: Path) -> tuple[list[str] | None, Any]:
+    """The names, and the `Transfer.identity` of the archive."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return {"members": [str(name) for name in known["members"]], "state": known.get("state")}
+        return [str(name) for name in known["members"]], known.get("state")
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return None, None
 
 
-def _write_index(path: Path, url: str, names: list[str], state: Any) -> None:
+def _write_index(path: Path, url: str, names: Collection[str], state: Any) -> None:
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
-    part.write_text(json.dumps({"url": public_url(url), "state": state, "members": names}, indent=0), encoding="utf-8")
+    known = {"url": public_url(url), "state": state, "members": list(names)}
+    part.write_text(json.dumps(known, indent=0), encoding="utf-8")
     os.replace(part, path)
 
 
@@ -182,62 +161,77 @@ def index_name(url: str) -> str:
     return archive_path(url, Path()).as_posix() + ".members.json"
 
 
-def _unpacked(
-    file: GrowingFile, url: str, root: Path, skip: frozenset[str], annotated: Container[str], max_member_bytes: int
-) -> Generator[Member | ArchiveError | _Contents, None, None]:
-    """Unpack what is wanted, and give the contents last. Runs in a thread."""
-    given: set[str] = set()
-    while True:
-        contents = _Contents()
-        seen: set[str] = set()
-        try:
-            (root / "raw").mkdir(parents=True, exist_ok=True)
-            with file.opened():
-                for entry in read_members(file, contents.passed_over):
-                    if entry.name in seen:
-                        continue
-                    seen.add(entry.name)
-                    contents.names.append(entry.name)
-                    clip_id = clip_id_for(url, entry.name, annotated=annotated)
-                    if not {entry.name, clip_id}.isdisjoint(skip) or entry.name in given:
-                        continue
-                    item = _take(entry, clip_id, url, root, max_member_bytes)
-                    given.add(entry.name)
-                    yield item
-            yield contents
-            return
-        except RestartedError:
-            continue  # the server began again from byte 0: what was given is not given again
-        except StoppedError:
-            return
-        except READ_ERRORS as exc:
-            if file.has_failed:
-                return  # the transfer's own error says more
-            last = f"after {contents.names[-1]}" if contents.names else "before the first video"
-            reason = f"damaged {last}, near byte {file.tell()} of {file.size()}: {exc or type(exc).__name__}"
-            raise ArchiveError(public_url(url), reason) from exc
-        except OSError as exc:
-            raise DownloadError(public_url(url), f"can't be unpacked here: {exc.strerror or exc}") from exc
+@dataclass
+class _Unpacking:
+    """What `read_archive` was asked for, and what the archive holds: whole once it was read to its end."""
+
+    url: str
+    root: Path
+    skip: frozenset[str]
+    annotated: Container[str]
+    max_member_bytes: int
+    names: dict[str, None] = field(default_factory=dict)  # of videos, in order
+    passed_over: Counter[str] = field(default_factory=Counter)  # other files, by suffix
+    is_whole: bool = False
+
+    def is_wanted(self, name: str) -> bool:
+        return self.skip.isdisjoint((name, clip_id_for(self.url, name, annotated=self.annotated)))
+
+    def members(self, file: GrowingFile) -> Generator[Member | ArchiveError]:
+        """Unpack what is wanted. Runs in a thread."""
+        given: set[str] = set()
+        while not self.is_whole:
+            self.names, self.passed_over = {}, Counter()
+            try:
+                (self.root / "raw").mkdir(parents=True, exist_ok=True)
+                with file.opened():
+                    for entry in read_members(file, self.passed_over):
+                        is_new = entry.name not in self.names
+                        self.names[entry.name] = None
+                        if is_new and entry.name not in given and self.is_wanted(entry.name):
+                            item = self._unpacked(entry)
+                            given.add(entry.name)
+                            yield item
+                self.is_whole = True
+            except RestartedError:
+                continue  # the server began again from byte 0: what was given is not given again
+            except StoppedError:
+                return
+            except READ_ERRORS as exc:
+                if file.has_failed:
+                    return  # the transfer's own error says more
+                last = f"after {[*self.names][-1]}" if self.names else "before the first video"
+                reason = f"damaged {last}, near byte {file.tell()} of {file.size()}: {exc or type(exc).__name__}"
+                raise ArchiveError(public_url(self.url), reason) from exc
+            except OSError as exc:
+                raise DownloadError(public_url(self.url), f"can't be unpacked here: {exc.strerror or exc}") from exc
+
+    def _unpacked(self, entry: Entry) -> Member | ArchiveError:
+        problem = entry.problem
+        if problem is None and entry.num_bytes <= 0:
+            problem = "is empty"
+        if problem is None and entry.num_bytes > self.max_member_bytes:
+            problem = f"claims {entry.num_bytes} bytes, allowed are {self.max_member_bytes}"
+        if problem is None:
+            clip_id, key = clip_id_for(self.url, entry.name, annotated=self.annotated), source_key(self.url, entry.name)
+            path = self.root / made_name("raw", clip_id, key, PurePosixPath(entry.name).suffix.lower())
+            try:
+                sha256 = _write(entry, path, path.with_name(f"{path.name}.{key}.part"))
+                return Member(entry.name, clip_id, path, entry.num_bytes, sha256)
+            except MemberError as exc:
+                problem = str(exc)
+        return ArchiveError(public_url(self.url), f"{entry.name} {problem}", None, entry.name)
+
+    def require_videos(self) -> None:
+        """Raise what else is in an archive without a video."""
+        if self.passed_over and not self.names:
+            most = self.passed_over.most_common(5)
+            instead = ", ".join(f"{count} x {suffix or 'none'}" for suffix, count in most)
+            reason = f"no file in it has the name of a video; their suffixes are: {instead}"
+            raise ArchiveError(public_url(self.url), reason)
 
 
-def _take(entry: Entry, clip_id: str, url: str, root: Path, max_member_bytes: int) -> Member | ArchiveError:
-    problem = entry.problem
-    if problem is None and entry.num_bytes <= 0:
-        problem = "is empty"
-    if problem is None and entry.num_bytes > max_member_bytes:
-        problem = f"claims {entry.num_bytes} bytes, allowed are {max_member_bytes}"
-    if problem is None:
-        key, suffix = source_key(url, entry.name), PurePosixPath(entry.name).suffix.lower()
-        path = root / made_name("raw", clip_id, key, suffix)
-        try:
-            sha256 = _unpack(entry, path, path.with_name(f"{path.name}.{key}.part"))
-            return Member(entry.name, clip_id, path, entry.num_bytes, sha256)
-        except MemberError as exc:
-            problem = str(exc)
-    return ArchiveError(public_url(url), f"{entry.name} {problem}", None, entry.name)
-
-
-def _unpack(entry: Entry, path: Path, part: Path) -> str:
+def _write(entry: Entry, path: Path, part: Path) -> str:
     """Write a member's bytes; their SHA-256, hex."""
     sha256, left = hashlib.sha256(), entry.num_bytes
     try:

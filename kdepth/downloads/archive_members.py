@@ -81,15 +81,8 @@ class Entry:
 def read_members(file: GrowingFile, passed_over: Counter[str]) -> Iterator[Entry]:
     """Give the videos of a tar, a gzipped tar or a zip, in its order; the first bytes say what it is.
 
-    Files without a video suffix and what macOS leaves beside files (``._name.mp4``) are passed over. A zip's table of
-    contents is at its end: it has to be whole first.
-
-    Args:
-        file: The archive, opened.
-        passed_over: Is made to count files without a video suffix, by suffix.
-
-    Raises:
-        READ_ERRORS: It is damaged here, or breaks a limit.
+    Files without a video suffix (``passed_over`` counts them by suffix) and what macOS leaves beside files
+    (``._name.mp4``) are passed over. Raises `READ_ERRORS` where it is damaged, or breaks a limit.
     """
     head = file.peek(HEAD_BYTES)
     if head.startswith(b"PK"):
@@ -100,10 +93,10 @@ def read_members(file: GrowingFile, passed_over: Counter[str]) -> Iterator[Entry
         unzipped = gzip.GzipFile(fileobj=file, mode="rb") if is_gzip else file  # type: ignore[call-overload]
         members, position = _tar_members(_TarStream(unzipped, file)), file.tell
     num_videos = 0
-    for entry, is_file in members:
+    for entry in members:
         if len(entry.name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
             raise BadArchiveError(f"a name of {len(entry.name)} characters")
-        if is_file and _is_video(entry.name, passed_over):
+        if _is_video(entry.name, passed_over):
             num_videos += 1
             if num_videos > _FREE_MEMBERS + position() / _LEAST_BYTES_A_MEMBER:
                 raise BadArchiveError(f"{num_videos} videos in {position()} bytes")
@@ -152,15 +145,14 @@ class _TarMember:
         return data
 
     def skip(self) -> None:
-        """Go to the next header."""
         while self.read(_CHUNK_BYTES):
             pass
         if self._left or len(self._tar.read(self._padding)) < self._padding:
             raise EOFError("it ends in the middle of a member")
 
 
-def _tar_members(tar: _TarStream) -> Iterator[tuple[Entry, bool]]:
-    """Give each member, and whether it may be a file.
+def _tar_members(tar: _TarStream) -> Iterator[Entry]:
+    """Give each member that may be a file.
 
     tarfile reads one header here, of 512 bytes, but not the archive: it would hold whatever headers pile up, and search
     PAX records in quadratic time (CVE-2024-6232, in Python before 3.11.10: 10 s for 128 KiB).
@@ -204,8 +196,8 @@ def _tar_members(tar: _TarStream) -> Iterator[tuple[Entry, bool]]:
             problem = "is a link or a device, not a file"
         elif is_sparse:  # a few bytes that become any number of zeros
             problem = "is a sparse file"
-        entry = Entry(name, size, problem, contextlib.nullcontext(member))
-        yield entry, not info.isdir() and not name.endswith("/")
+        if not info.isdir() and not name.endswith("/"):
+            yield Entry(name, size, problem, contextlib.nullcontext(member))
         member.skip()
         more, num_header_bytes = {}, 0
     while tar.read(_CHUNK_BYTES):  # to the end, where gzip has its checksum
@@ -243,7 +235,7 @@ class _ZipFile(io.BufferedReader):
         return data
 
 
-def _zip_members(path: Path, num_bytes: int) -> Iterator[tuple[Entry, bool]]:
+def _zip_members(path: Path, num_bytes: int) -> Iterator[Entry]:
     most_bytes = _FREE_DIRECTORY_BYTES + num_bytes // _BYTES_A_DIRECTORY_BYTE
     with _ZipFile(path, most_bytes) as file, zipfile.ZipFile(file) as archive:
         budget = _FREE_EXPANSION_BYTES + _MAX_EXPANSION * num_bytes
@@ -257,8 +249,8 @@ def _zip_members(path: Path, num_bytes: int) -> Iterator[tuple[Entry, bool]]:
             elif info.flag_bits & 0x1:
                 problem = "is encrypted"
             name = info.filename.replace("\\", "/")  # as Windows' own tools write it
-            entry = Entry(name, info.file_size, problem, _zip_open(archive, info))
-            yield entry, name != "" and not name.endswith("/")
+            if name and not name.endswith("/"):
+                yield Entry(name, info.file_size, problem, _zip_open(archive, info))
 
 
 @contextlib.contextmanager

@@ -62,16 +62,14 @@ class GrowingFile:
         return data
 
     def peek(self, num_bytes: int) -> bytes:
-        """The first bytes, without moving; as many as there are, if there are fewer."""
-        head = b""
-        while len(head) < num_bytes and (data := self.read(num_bytes - len(head))):
-            head += data
+        """The first bytes; as many as there are, if there are fewer. To be called before `read`."""
         assert self._file is not None
-        self._position = self._file.seek(0)
+        self._wait_beyond(num_bytes - 1)
+        head = self._file.read(num_bytes)
+        self._file.seek(0)
         return head
 
     def tell(self) -> int:
-        """How many bytes were read."""
         return self._position
 
     @property

@@ -13,7 +13,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -46,17 +46,6 @@ _WORTH_RESUMING_BYTES = 2**20  # smaller files start over: not worth a second fi
 _PROGRESS_BYTES = 2**16  # a request that brought so many was no failure; some servers answer in such pieces
 # After these the part that came is kept for a later call.
 _CAN_GO_ON = (HttpStatusError, IncompleteDownloadError, DownloadTimeoutError, HostUnreachableError)
-
-
-@dataclass(slots=True)
-class Traffic:
-    """Bytes received, and the transfers that broke and are tried again: URL (as it may be shown) -> why."""
-
-    num_bytes: int = 0
-    retrying: dict[str, str] = field(default_factory=dict)
-
-
-TRAFFIC = Traffic()  # of this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +94,7 @@ async def fetch(
 
     Args:
         url: http or https; sent as it is written. Credentials in it are used, and written nowhere.
-        path: The file to make; its folder is made too.
+        path: The file to make, and its folder.
         session: From `client_session`, whose address rules then hold; None: one of its own.
         allow_private_hosts: See `client_session`; of no effect with a ``session``.
         max_bytes: Larger answers are refused, by ``Content-Length`` or as they arrive.
@@ -173,7 +162,6 @@ class Transfer:
         except OSError as exc:
             raise DownloadError(self.public_url, f"can't write {self.part.name}: {exc.strerror}") from exc
         finally:
-            TRAFFIC.retrying.pop(self.public_url, None)
             self.state = self.state if self.state == "whole" else "failed"
             self._tell()
         seconds, status = time.monotonic() - started, self._http_status or 200
@@ -226,7 +214,7 @@ class Transfer:
         try:
             if self.part.exists():
                 await asyncio.to_thread(self._restore)
-            if self.total_bytes is None or self.num_bytes < self.total_bytes:
+            if self.num_bytes != self.total_bytes:
                 await self._until_whole()
             if self.part.stat().st_size != self.num_bytes:
                 self.forget()
@@ -257,7 +245,6 @@ class Transfer:
                 # Jitter, so that what broke together does not come back together.
                 delay = max(backoff * random.uniform(0.5, 1.0), broken.retry_after_seconds)
                 _log.info("again in %.1f s: %s", delay, broken.error)
-                TRAFFIC.retrying[self.public_url] = broken.error.reason
             await asyncio.sleep(delay)
 
     async def _once(self) -> None:
@@ -293,7 +280,7 @@ class Transfer:
         raise RefusedAddressError(self.public_url, f"more than {MAX_REDIRECTS} redirects", self._http_status)
 
     def _begin(self, response: aiohttp.ClientResponse) -> bool:
-        """Look at status and headers; False if there is nothing left to receive."""
+        """Whether there is anything left to receive, by status and headers."""
         status = response.status
         start, total = answers.content_range(response.headers.get("Content-Range", ""))
         if status == 416 and self.num_bytes:
@@ -315,7 +302,6 @@ class Transfer:
         self.total_bytes = total
         if (total or 0) > self._limits.max_bytes:
             raise self._too_large(f"{total} bytes")
-        TRAFFIC.retrying.pop(self.public_url, None)
         return True
 
     async def _receive(self, response: aiohttp.ClientResponse) -> None:
@@ -334,7 +320,6 @@ class Transfer:
                     self._check_head(file)
                 self._sha256.update(chunk)
                 self.num_bytes = now
-                TRAFFIC.num_bytes += len(chunk)
                 if time.monotonic() - since > window:
                     if now - then < least:
                         reason = f"fewer than {least:g} bytes in {window:g} s"
@@ -382,15 +367,14 @@ class Transfer:
         try:
             notes = json.loads(self._notes.read_text())
             validator, total, size = notes["validator"], notes["total_bytes"], self.part.stat().st_size
-            is_usable = isinstance(validator, str) and isinstance(total, int) and HEAD_BYTES <= size <= total
+            if not (isinstance(validator, str) and HEAD_BYTES <= size <= total):
+                raise ValueError
         except (OSError, ValueError, KeyError, TypeError):
-            is_usable = False
-        if is_usable:
-            self._sha256 = hashed(self.part)
-            self.num_bytes, self.total_bytes, self._validator = size, total, validator
-            self._tell()
-        else:
             self.forget()
+            return
+        self._sha256 = hashed(self.part)
+        self.num_bytes, self.total_bytes, self._validator = size, total, validator
+        self._tell()
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -36,7 +36,7 @@ def translated(exc: Exception, url: str, status: int | None, so_far: str) -> Exc
     # Messages of aiohttp's other errors may hold the URL as it was asked for.
     what = str(exc) if isinstance(exc, OSError) else type(exc).__name__
     if isinstance(refusal, NotPublicError):
-        return RefusedAddressError(url, str(refusal), status)
+        return RefusedAddressError(url, str(refusal.strerror), status)
     if isinstance(exc, UnicodeError):
         return HostUnreachableError(url, "this can't be the name of a host", status)
     if isinstance(exc, aiohttp.ClientConnectorError):
@@ -61,12 +61,7 @@ def translated(exc: Exception, url: str, status: int | None, so_far: str) -> Exc
 
 
 def followed(location: str, base: URL | None, shown: str, status: int | None) -> URL:
-    """Where a redirect of `base` leads; without one, the URL that is asked for.
-
-    Args:
-        location: As the header, or the list, has it.
-        base: What was redirected.
-        shown, status: For the error.
+    """Where a redirect of `base` leads; without one, the URL that is asked for. `shown` and `status` are for the error.
 
     Raises:
         RefusedAddressError: To no URL, to another scheme than http and https, or from https to http.

@@ -15,12 +15,12 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 import aiohttp
 from yarl import URL
 
+from kdepth.lists import spelled_url
+
 _CONNECT_SECONDS = 30
 _READ_BUFFER_BYTES = 2**18
 _MAX_HEADER_BYTES = 2**16  # of a line; aiohttp's own 8,190 are fewer than some CDNs send
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
-# What may stand in a path or a query as it is (RFC 3986), besides letters, digits and "-._~".
-_URL_CHARACTERS = "!$&'()*+,;=:@/?%"
 _SECRET_KEY = re.compile(
     r"(?i)sig|token|key|pass|pwd|secret|cred|auth|jwt|hmac|md5|hdn|policy|sess|ticket|bearer|otp|"
     r"(?<!en)(?<!de)(?<!bar)code(?!c)"
@@ -33,23 +33,11 @@ _to_proxy: ContextVar[bool] = ContextVar("_to_proxy", default=False)
 
 
 class NotPublicError(OSError):
-    """A loopback, private, link-local or otherwise special address.
-
-    An OSError, because only these come through aiohttp's connector as they are.
-    """
-
-    def __init__(self, address: str) -> None:
-        super().__init__(errno.EACCES, f"{address} is not a public address (allow_private_hosts=True permits it)")
-
-    def __str__(self) -> str:
-        return str(self.strerror)
+    """A special address. An OSError, because only these come through aiohttp's connector as they are."""
 
 
 class Connector(aiohttp.TCPConnector):
-    """Refuse, unless told otherwise, addresses that are not public.
-
-    The check is made when a socket is made for an address, whatever a name resolved to before.
-    """
+    """Refuse, unless told otherwise, addresses that are not public: whenever a socket is made for one."""
 
     def __init__(self, connections: int, connections_per_host: int, allow_private_hosts: bool) -> None:
         super().__init__(
@@ -76,10 +64,9 @@ def client_session(
         allow_private_hosts: Connect to loopback, private, link-local and other addresses that are not public, too.
 
     Returns:
-        A session without cookies whose connector refuses such addresses otherwise. The check is made on the address of
-        each connection, after the name was resolved, so a name can't first resolve to one address and then to another.
-        With ``http_proxy``/``https_proxy`` set it is the proxy who resolves names: then only literal addresses and
-        names that resolve to such an address here are refused.
+        A session whose connector refuses such addresses otherwise. The check is made on the address of each connection,
+        so a name can't first resolve to one address and then to another. With ``http_proxy``/``https_proxy`` set it is
+        the proxy who resolves names: then names that resolve to such an address here are refused.
     """
     return aiohttp.ClientSession(
         connector=Connector(connections, connections_per_host, allow_private_hosts),
@@ -98,12 +85,7 @@ async def get(
     """Ask for one URL, through the environment's proxy, and follow no redirect.
 
     aiohttp's ``trust_env`` would send the passwords of ``~/.netrc`` to whatever host a redirect names, and its own
-    redirects spell URLs anew.
-
-    Raises:
-        aiohttp.ClientError: As aiohttp.
-        NotPublicError: The address is not public, and the session does not connect to such.
-        ValueError: Python's resolver can't take the name of the host (``UnicodeError``).
+    redirects spell URLs anew. Raises `NotPublicError`, aiohttp's errors, and the ValueError of Python's resolver.
     """
     proxy = await _proxy_for(url, session)
     held = "; ".join(f"{cookie.key}={cookie.coded_value}" for cookie in cookies.filter_cookies(url).values())
@@ -128,11 +110,7 @@ def stays_gzip(url: URL) -> bool:
 
 
 async def _proxy_for(url: URL, session: aiohttp.ClientSession) -> str | None:
-    """The proxy that the environment names (``http_proxy``, ``https_proxy``, ``no_proxy``) for a URL, or None.
-
-    A proxy resolves the name itself, so what it connects to can't be seen from here. Names that resolve to an address
-    that is not public from here are refused all the same.
-    """
+    """The proxy that the environment names for a URL; refuses names that lead to special addresses from here."""
     host = url.host or ""
     proxy = urllib.request.getproxies().get(url.scheme)
     # No proxy can reach this machine's loopback.
@@ -149,32 +127,14 @@ async def _proxy_for(url: URL, session: aiohttp.ClientSession) -> str | None:
 
 
 def sendable_url(text: str, base: URL | None = None) -> URL:
-    """A URL as it is sent: as it was written, as a server may have signed it; only what can't stand in a URL is quoted.
-
-    Args:
-        text: The URL, or the value of a ``Location`` header.
-        base: The URL that was redirected; None: `text` must be absolute.
+    """A URL, or a ``Location`` header's value relative to `base`, as it is sent (`spelled_url`).
 
     Raises:
         ValueError: It is not a URL.
     """
-    if base is not None:
-        text = urljoin(str(base), text)
-    parts, parsed = urlsplit(text.strip()), URL(text.strip())
-    path, query = (
-        # Bytes that are no UTF-8 come from headers as surrogates.
-        re.sub("%(?![0-9A-Fa-f]{2})", "%25", quote(part.encode("utf-8", "surrogateescape"), safe=_URL_CHARACTERS))
-        for part in (parts.path, parts.query)
-    )
-    if not parsed.host:
-        return parsed
-    return URL.build(
-        scheme=parsed.scheme,
-        authority=parsed.raw_authority,
-        path=path or "/",
-        query_string=query,
-        encoded=True,
-    )
+    text = (text if base is None else urljoin(str(base), text)).strip()
+    url = URL(text)
+    return URL(spelled_url(text, url), encoded=True) if url.host else url
 
 
 def public_url(url: str) -> str:
@@ -235,7 +195,7 @@ def _require_public(address: str) -> None:
         ip = ip.ipv4_mapped or ip.sixtofour or nat64 or ip
     site_local = isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local
     if not ip.is_global or ip.is_multicast or ip.is_reserved or site_local:
-        raise NotPublicError(address)
+        raise NotPublicError(errno.EACCES, f"{address} is not a public address (allow_private_hosts=True permits it)")
 
 
 def _is_loopback(host: str) -> bool:
