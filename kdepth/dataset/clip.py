@@ -46,16 +46,12 @@ class Clip:
 
     @property
     def video_path(self) -> Path:
-        """The 360p file.
-
-        Raises:
-            DatasetError: The clip failed, or the dataset is packed or in an object store, where there are no paths.
-        """
+        """The 360p file; DatasetError if the clip failed, or in a packed dataset or an object store, without paths."""
         return self._path("video")
 
     @property
     def depth_path(self) -> Path:
-        """The depth file. Raises as `video_path`."""
+        """The depth file; raises as `video_path`."""
         return self._path("depth")
 
     @property
@@ -83,12 +79,7 @@ class Clip:
         raise IndexError(f"frame {index} of {self.clip_id}: it has frames 0 to {self.row['num_frames'] - 1}")
 
     def rgb_at(self, time_seconds: float) -> NDArray[np.uint8]:
-        """The frame that a player shows at a time: uint8 ``(H, W, 3)`` RGB.
-
-        Raises:
-            IndexError: The clip is not so long, or the time is negative.
-            DatasetError: As `frame`.
-        """
+        """The frame that a player shows at a time: uint8 ``(H, W, 3)`` RGB; IndexError if the clip is not so long."""
         video = self.open("video")
         # The length counts from the first frame, which may come late: where sound begins before the picture.
         begins = self._depth_frames[0]["time_seconds"] if 0 in self._depth_frames else 0.0
@@ -162,17 +153,11 @@ class Clip:
         return found
 
     def scale_jumps(self, *, stable: bool = False) -> NDArray[np.float64]:
-        """How much the scale of depth jumps from each frame to the next (`kdepth.dataset.temporal.scale_steps`).
-
-        Args:
-            stable: As for `inverse_depth`.
+        """How much the scale of depth jumps from each frame to the next (`dataset.temporal`); raises as `frame`.
 
         Returns:
             ``(N,)`` absolute log ratios, one for each frame that has depth: 0 is steady, 0.05 a jump of 5 %; NaN where
             nothing can be compared. The mean without NaN is ``flicker``.
-
-        Raises:
-            DatasetError: As `frame`.
         """
         steps = self._scale_steps
         if stable:
@@ -181,9 +166,6 @@ class Clip:
 
     def depth_m(self, index: int, *, stable: bool = False) -> NDArray[np.float32]:
         """Depth of a frame in metres along the optical axis: float32 ``(H, W)``; infinite where inverse depth is 0.
-
-        Args:
-            index, stable: As for `inverse_depth`.
 
         Raises:
             DatasetError: The model's depth is relative: it has no metres. Otherwise as `inverse_depth`.
@@ -238,11 +220,8 @@ class Clip:
         """A frame as coloured points in space.
 
         Args:
-            index: Number of the frame.
-            stride: Take every so many pixels in both directions.
-            focal_length_px, fov_deg, stable: As for `intrinsics` and `inverse_depth`.
-            max_jump: Drop pixels where depth changes by more than this share from pixel to pixel, as it does at
-                silhouettes (`dataset.points.unproject`); infinity keeps all.
+            index, focal_length_px, fov_deg, stable: As for `intrinsics` and `inverse_depth`.
+            stride, max_jump: Which pixels become points; see `dataset.points.unproject`.
 
         Returns:
             float32 ``(N, 3)`` points, x right, y down, z forward, and uint8 ``(N, 3)`` RGB. In metres; of a relative
@@ -355,11 +334,7 @@ class Clip:
         return self._root.path(name) if isinstance(self._root, Root) else self._root / name
 
     def require(self, kind: str) -> None:
-        """Make sure that the row names a ``"video"`` or ``"depth"`` file.
-
-        Raises:
-            DatasetError: The clip failed, or its pipeline ended before that stage.
-        """
+        """Raise DatasetError if the row names no ``"video"`` or ``"depth"`` file: it failed, or ended before."""
         row = self.row
         if row["status"] == FAILED:
             why = f"{row['error_type']}: {row['error_message']}"

@@ -54,11 +54,10 @@ def open_dataset(root: str | Path, *, as_of: int | str | datetime | None = None)
 
 
 class ClipDataset:
-    """A finished or growing dataset.
+    """A finished or growing dataset; see `open_dataset`.
 
     Attributes:
-        root: Its folder or URI.
-        files: The same as a `Root`.
+        root, files: Its folder or URI, and the same as a `Root`.
         lance: The Lance dataset underneath.
         is_packed: Whether the files are in the Lance dataset itself.
         column_names: The columns of `CLIP_SCHEMA`, then those that users added.
@@ -138,11 +137,7 @@ class ClipDataset:
         return self.files.is_local and not self.is_packed
 
     def open_file(self, row: Mapping[str, Any], kind: str) -> Any:
-        """A clip's ``"video"`` or ``"depth"`` file: its path, or a file object that reads from afar as it is used.
-
-        Raises:
-            DatasetError: The file is not there (any more), or the row names one outside the dataset.
-        """
+        """A clip's ``"video"`` or ``"depth"`` file: its path, or a file object that reads from afar as it is used."""
         if self.is_packed:
             return self._open_blob(row["clip_id"], kind)
         name = row[f"{kind}_path"]
@@ -178,9 +173,9 @@ class ClipDataset:
         ]
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """What is remembered of the runs that wrote here, by ``run_id``: parameters, versions, counts, seconds.
+        """Parameters, versions, counts and seconds of the runs that wrote here, by ``run_id``.
 
-        Of one that was killed, or goes on, the parameters alone.
+        Of a run that was killed, or goes on, there are only the parameters.
         """
         metadata: dict[str, str] = self.lance.metadata
         found = {key[len(RUN_KEY) :]: json.loads(text) for key, text in metadata.items() if key.startswith(RUN_KEY)}
@@ -266,13 +261,9 @@ class ClipDataset:
         return others.rename_columns(["clip_id", "label", "distance"])
 
     def sql(self, query: str) -> pa.Table:
-        """Answer an SQL query over the rows, which are the table ``dataset``.
+        """Answer an SQL query over the rows, which are the table ``dataset``; ValueError if it is no such query.
 
-        For instance
-        ``select label, avg(f['median']) from (select label, unnest(frames) f from dataset) group by label``.
-
-        Raises:
-            ValueError: It is no such query.
+        ``select label, avg(f['median']) from (select label, unnest(frames) f from dataset) group by label``
         """
         try:
             return self.lance.sql(query).build().to_stream_reader().read_all()
@@ -285,15 +276,14 @@ class ClipDataset:
 
     def _repr_html_(self) -> str:
         """For a notebook: how many clips by status and label, and the columns."""
-        rows = self.lance.to_table(columns=["status", "label", "num_depth_frames", "duration_seconds"])
-        ok = rows.filter(pc.equal(rows["status"], OK))
+        ok = self.lance.to_table(columns=["label", "num_depth_frames", "duration_seconds"], filter=f"status = '{OK}'")
         labels = Counter(ok["label"].to_pylist()).most_common()
         labels = labels if labels and labels != [(None, ok.num_rows)] else []
         shown = [f"{label or 'no label'} ({count})" for label, count in labels[:12]]
         more = [f"and {len(labels) - 12} more"] if len(labels) > 12 else []
         seconds = pc.sum(ok["duration_seconds"]).as_py() or 0.0
         facts = {
-            "clips": f"{ok.num_rows:,} ok, {rows.num_rows - ok.num_rows:,} failed",
+            "clips": f"{ok.num_rows:,} ok, {self.lance.count_rows() - ok.num_rows:,} failed",
             "depth": f"{pc.sum(ok['num_depth_frames']).as_py() or 0:,} frames of {seconds / 60:,.1f} minutes of video",
             f"{len(labels):,} labels": ", ".join(shown + more) or None,
             f"{len(self.column_names)} columns": ", ".join(self.column_names),

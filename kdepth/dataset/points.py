@@ -13,10 +13,7 @@ from numpy.typing import NDArray
 def pinhole_intrinsics(focal_length_px: float, width: int, height: int) -> NDArray[np.float64]:
     """Intrinsics with square pixels and the principal point in the middle of the picture: float64 ``(3, 3)``.
 
-    The middle of the first pixel is at (0.5, 0.5).
-
-    Raises:
-        ValueError: The focal length is not positive.
+    The middle of the first pixel is at (0.5, 0.5). ValueError if the focal length is not positive.
     """
     if not 0 < focal_length_px < math.inf:
         raise ValueError(f"focal_length_px={focal_length_px}: must be > 0")
@@ -26,8 +23,7 @@ def pinhole_intrinsics(focal_length_px: float, width: int, height: int) -> NDArr
 def focal_length_of_fov(fov_deg: float, width: int, focal_length_px: float | None = None) -> float:
     """Focal length in pixels of a horizontal field of view: ``0.5 * width / tan(fov / 2)`` (Hartley & Zisserman, 6.1).
 
-    Raises:
-        ValueError: The field of view is not in (0, 180), or a focal length is given, too.
+    ValueError if the field of view is not in (0, 180), or a focal length is given, too.
     """
     if focal_length_px is not None:
         raise ValueError(f"focal_length_px={focal_length_px}, fov_deg={fov_deg}: give one of them")

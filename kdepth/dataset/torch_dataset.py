@@ -27,10 +27,7 @@ class DepthSamples:
     """Samples of picture and inverse depth, by number; a map-style dataset of PyTorch's.
 
     For instance ``DataLoader(torch_dataset(root, num_frames=16, step=2, size=(180, 320), seed=0), batch_size=8,
-    num_workers=2, multiprocessing_context="spawn")``.
-
-    The list of all frames is kept in flat arrays (32 bytes a frame). A sample's files are opened when it is asked for,
-    and its frames are decoded in one go. A sample does not cross the border of a shot (column ``shots``).
+    num_workers=2, multiprocessing_context="spawn")``. A sample does not cross the border of a shot (column ``shots``).
 
     Args:
         root: Folder or URI of a dataset, or of a packed one.

@@ -70,9 +70,7 @@ class ClipWriter:
     def add(self, row: Mapping[str, Any], *, replace: bool = False) -> bool:
         """Take a row; commit if it is time. False if this run has had the clip already, at least as well.
 
-        Args:
-            row: With the columns of `CLIP_SCHEMA`.
-            replace: Even if it failed, an earlier run's row that is ok is no longer true, as its files are damaged.
+        With `replace` an earlier run's row that is ok goes even if this one failed: its files are damaged.
         """
         clip_id = row["clip_id"]
         content = (row["raw_sha256"] or "") if row["status"] == OK else None
@@ -156,7 +154,7 @@ class ClipWriter:
         self._is_remembered = True
 
     def finish(self, run: Mapping[str, Any] | None = None, *, keep_versions: timedelta = _KEEP_VERSIONS) -> int:
-        """Commit the rest, merge small fragments, index, verify the count, write ``clips.parquet``.
+        """Commit the rest, merge small fragments, index, verify the count, write ``clips.parquet``; give the version.
 
         If no other run is alive, files are removed that are over an hour old and that no row names, neither now nor an
         hour ago (`remove_unnamed_files`).
@@ -164,9 +162,6 @@ class ClipWriter:
         Args:
             run: What else to remember of the run, now that it is over.
             keep_versions: Older versions of the dataset are removed, but for those with a tag.
-
-        Returns:
-            The dataset's version.
 
         Raises:
             DatasetError: The dataset does not hold each row of this run once.

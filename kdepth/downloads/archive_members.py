@@ -63,19 +63,12 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A member with the name of a video.
+    """A member that may be a file; the content is to be read before the next entry is asked for."""
 
-    Attributes:
-        name: As the archive has it, with ``/`` between folders: never a path to write to.
-        num_bytes: As the archive claims.
-        problem: Why it can't be taken, or None.
-        content: Its bytes; to be read before the next entry is asked for. Raises `MemberError` or `READ_ERRORS`.
-    """
-
-    name: str
-    num_bytes: int
-    problem: str | None
-    content: AbstractContextManager[Stream]
+    name: str  # as the archive has it, with "/" between folders: never a path to write to
+    num_bytes: int  # as the archive claims
+    problem: str | None  # why it can't be taken
+    content: AbstractContextManager[Stream]  # raises `MemberError` or `READ_ERRORS`
 
 
 def read_members(file: GrowingFile, passed_over: Counter[str]) -> Iterator[Entry]:
@@ -134,8 +127,6 @@ class _TarStream:
 
 
 class _TarMember:
-    """The bytes of one member."""
-
     def __init__(self, tar: _TarStream, num_bytes: int) -> None:
         self._tar, self._left, self._padding = tar, num_bytes, -num_bytes % _BLOCK_BYTES
 

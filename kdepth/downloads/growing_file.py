@@ -19,16 +19,11 @@ class StoppedError(Exception):
 
 
 class GrowingFile:
-    """The file of a `Transfer`, for one thread to read: `read` waits for bytes. `stop` may come from another thread.
-
-    Attributes:
-        path: Where it is when it is whole.
-    """
+    """The file of a `Transfer`, for one thread to read: `read` waits for bytes. `stop` may come from another thread."""
 
     def __init__(self, transfer: Transfer) -> None:
         self.path = transfer.path
-        self._transfer = transfer
-        self._stopped = False
+        self._transfer, self._stopped = transfer, False
         self._restarts = self._position = 0
         self._file: IO[bytes] | None = None
 
@@ -82,7 +77,6 @@ class GrowingFile:
         return self._transfer.total_bytes or self._transfer.num_bytes
 
     def wait_until_whole(self) -> None:
-        """Wait until the file is at its place."""
         self._wait_beyond(sys.maxsize)
 
     def _wait_beyond(self, position: int) -> int:

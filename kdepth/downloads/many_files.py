@@ -30,10 +30,8 @@ def fetch_files(
         urls: As for `fetch`. A URL that is there twice is fetched once.
         folder: Where they go, each as ``<clip_id><suffix>``.
         at_once: Files at once.
-        allow_private_hosts: See `client_session`.
+        allow_private_hosts, limits: As for `fetch` (``max_bytes``, ``attempts`` and so on).
         progress: Show a bar.
-        limits: ``max_bytes``, ``timeout_seconds``, ``min_bytes_per_second``, ``attempts`` and ``backoff_seconds`` of
-            `fetch`.
 
     Returns:
         For each URL, in their order, what became of it: a file, or the error.

@@ -57,23 +57,16 @@ async def fetch_youtube(
     timeout_seconds: float = 3600,
     attempts: int = 5,
 ) -> Fetched:
-    """Download a clip of a YouTube video.
+    """Download a clip of a YouTube video, into a file of whatever container it is.
 
-    yt-dlp runs as a process of its own, in an environment of its own: it can be stopped, and what it loads is gone
-    afterwards. It connects by itself, without kdepth's address rules, and so only to YouTube. Its FFmpeg has kdepth's
-    limits of memory and time.
+    yt-dlp runs as a process of its own, in an environment of its own. It connects by itself, without kdepth's address
+    rules, and so only to YouTube. Its FFmpeg has kdepth's limits of memory and time.
 
     Args:
-        url: Of a YouTube video.
-        path: The file to make, whatever container it is.
+        url, path, max_bytes, timeout_seconds: As for `fetch`.
         time_span_seconds: Start and end within the video; cut there exactly, for which FFmpeg encodes the clip anew.
         allow_private_hosts: Take URLs of other hosts too, whatever they are.
-        max_bytes: Limit for each file.
-        timeout_seconds: Limit for the whole.
         attempts: yt-dlp's tries for each request.
-
-    Returns:
-        Path, size and SHA-256; ``attempts`` is 1.
 
     Raises:
         VideoUnavailableError: The site refuses it: the message begins with ``private``, ``removed``, ``region``,
@@ -85,13 +78,15 @@ async def fetch_youtube(
     path, shown = Path(path), public_url(url)
     if not allow_private_hosts and urlsplit(shown).hostname not in YOUTUBE_HOSTS:
         raise RefusedAddressError(shown, "not a URL of YouTube")
-    if importlib.util.find_spec("yt_dlp") is None:
+    library = importlib.util.find_spec("yt_dlp")
+    if library is None or library.origin is None:
         raise DownloadError(shown, "YouTube needs yt-dlp: pip install 'yt-dlp[default]'")
     folder = path.absolute().with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.yt-dlp")
     try:
         folder.mkdir(parents=True)
         arguments = _arguments(url, folder, time_span_seconds, max_bytes, timeout_seconds, attempts)
-        returncode, log = await _run(arguments, folder, max_bytes, timeout_seconds)
+        environment = _environment(folder, Path(library.origin).parents[1])
+        returncode, log = await _run(arguments, environment, folder, max_bytes, timeout_seconds)
         files = [file for file in folder.glob("clip.*") if file.suffix != ".part"]
         if returncode is None:
             raise DownloadTimeoutError(shown, f"not whole after {timeout_seconds:g} s")
@@ -138,17 +133,15 @@ def _arguments(
     ]
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, library: Path) -> dict[str, str]:
     """What yt-dlp needs of ours, which may hold keys of clouds, and a home of its own."""
     taken = {name: value for name, value in os.environ.items() if name in _TAKEN or name.lower() in _TAKEN}
-    spec = importlib.util.find_spec("yt_dlp")
-    assert spec is not None
-    assert spec.origin is not None
-    found = str(Path(spec.origin).parents[1])
-    return taken | {"HOME": str(folder), "TMPDIR": str(folder), "LC_ALL": "C.UTF-8", "PYTHONPATH": found}
+    return taken | {"HOME": str(folder), "TMPDIR": str(folder), "LC_ALL": "C.UTF-8", "PYTHONPATH": str(library)}
 
 
-async def _run(arguments: list[str], folder: Path, max_bytes: int, timeout_seconds: float) -> tuple[int | None, str]:
+async def _run(
+    arguments: list[str], environment: dict[str, str], folder: Path, max_bytes: int, timeout_seconds: float
+) -> tuple[int | None, str]:
     """Exit status, None if it was stopped at its time limit, and messages."""
     # No file grows over the limit; ulimit counts in blocks of 512 bytes. No core files.
     limits = f'ulimit -c 0; ulimit -f {max_bytes // 512 + 1}; exec "$@"'
@@ -161,7 +154,7 @@ async def _run(arguments: list[str], folder: Path, max_bytes: int, timeout_secon
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,  # so that its FFmpeg goes with it
         cwd=folder,
-        env=_environment(folder),
+        env=environment,
     )
     output = asyncio.create_task(process.communicate())
     try:
