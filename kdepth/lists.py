@@ -62,8 +62,7 @@ class Table(NamedTuple):
                     break
             else:
                 used, values = 1, None
-            line = self.lines[at]
-            at += used
+            line, at = self.lines[at], at + used
             if values is None:
                 most = csv.field_size_limit()
                 yield line, SourceError(f"no line of a table: a quote that does not end, or over {most} characters")
@@ -77,11 +76,7 @@ class Table(NamedTuple):
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Read the lines of a text file that are neither blank nor a comment (``#``).
-
-    Raises:
-        SourceError: The file can't be read, or is no text, or is JSON or HTML.
-    """
+    """Read the lines of a text file that are neither blank nor a comment (``#``); SourceError if it is no list."""
     try:
         with path.open("rb") as file:
             data = file.read(4096)
@@ -117,15 +112,7 @@ def find_table(lines: list[Line]) -> Table | None:
 
 
 def require_usable(where: str, problems: list[str | None]) -> None:
-    """Refuse a list of which no line can be used.
-
-    Args:
-        where: What the list is called.
-        problems: For each line, what is wrong with it; None: nothing.
-
-    Raises:
-        SourceError: It has no line, or each has a problem; names the first ten.
-    """
+    """Raise SourceError for a list without a line, or of which each has a problem; it names the first ten."""
     if not problems:
         raise SourceError(f"{where} holds no sources")
     wrong = [problem for problem in problems if problem]
@@ -136,19 +123,14 @@ def require_usable(where: str, problems: list[str | None]) -> None:
 
 def no_column(where: str, first: Line, names: str) -> SourceError:
     """What to raise for a file whose first line does not name a column that is needed."""
-    begins = printable(first.text, 100)
-    return SourceError(
-        f"{where}, line {first.number}: no column is named {names}; commas are between columns. It begins: {begins}"
-    )
+    at, begins = f"{where}, line {first.number}", printable(first.text, 100)
+    return SourceError(f"{at}: no column is named {names}; commas are between columns. It begins: {begins}")
 
 
 def split_label(text: str) -> tuple[str, str]:
-    """Split a line into a URL and the label after it, which may be empty.
+    """Split a line into a URL and the label after it, which may be empty; SourceError if the URL is not the first.
 
     A URL may hold blanks and commas itself: it ends after a suffix such as ``.mp4``, or else at the first blank.
-
-    Raises:
-        SourceError: There is something before the URL, or a second one.
     """
     if len(text) > _MOST_CHARS:
         raise SourceError(f"over {_MOST_CHARS} characters")

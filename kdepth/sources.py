@@ -124,8 +124,8 @@ def read_sources(
     found += invalid + invalid_notes + [row for row in annotated.values() if row.clip_id not in clips]
     counts |= {"lines": len(rows), "invalid": len(invalid), "annotations_invalid": len(invalid_notes)}
     counts["annotations_merged"] = len(notes) - len(invalid_notes) - len(annotated)
-    asked: dict[str, str | int | None] = {"sources": where, "annotations": str(annotations) if annotations else None}
-    asked.update(limit=limit, sample_seed=sample_seed, **counts)
+    by = str(annotations) if annotations else None
+    asked = {"sources": where, "annotations": by, "limit": limit, "sample_seed": sample_seed, **counts}
     columns = {name: [getattr(row, name) for row in found] for name in SOURCE_SCHEMA.names}
     return pa.table(columns, schema=SOURCE_SCHEMA.with_metadata({ASKED_KEY: json.dumps(asked)}))
 
@@ -232,9 +232,7 @@ def _from_annotation(fields: Mapping[str, str]) -> _Source:
 def _youtube_from_fields(fields: Mapping[str, str], annotated: Mapping[str, _Source]) -> _Source:
     row = _from_annotation(fields)
     if not lists.YOUTUBE_ID.fullmatch(str(row.youtube_id)):
-        raise SourceError(
-            f"{row.youtube_id!r} can't be a YouTube id: give a list of URLs, and this file as annotations"
-        )
+        raise SourceError(f"{row.youtube_id!r} can't be a YouTube id: give a list of URLs, and this as annotations")
     return replace(row, url=f"https://www.youtube.com/watch?v={row.youtube_id}", kind="youtube")
 
 

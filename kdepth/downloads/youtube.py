@@ -30,6 +30,7 @@ from kdepth.errors import (
 from kdepth.sources import YOUTUBE_HOSTS
 from kdepth.video.ffmpeg import MAX_MEMORY_BYTES, ffmpeg_path, launcher
 
+Span = tuple[float | None, float | None]
 # Larger pictures only where there are no smaller ones.
 _FORMAT = "bv*[height<=720]+ba/b[height<=720]/bv*+ba/b"
 # Of the environment, in small letters those that are also written in large ones.
@@ -51,7 +52,7 @@ async def fetch_youtube(
     url: str,
     path: str | Path,
     *,
-    time_span_seconds: tuple[float | None, float | None] = (None, None),
+    time_span_seconds: Span = (None, None),
     allow_private_hosts: bool = False,
     max_bytes: int = 4 * 2**30,
     timeout_seconds: float = 3600,
@@ -105,14 +106,7 @@ async def fetch_youtube(
     return Fetched(path, num_bytes, sha256, 200, 1, time.monotonic() - started)
 
 
-def _arguments(
-    url: str,
-    folder: Path,
-    span: tuple[float | None, float | None],
-    max_bytes: int,
-    timeout_seconds: float,
-    attempts: int,
-) -> list[str]:
+def _arguments(url: str, folder: Path, span: Span, max_bytes: int, timeout_seconds: float, attempts: int) -> list[str]:
     """The command that leaves ``clip.<ext>`` in the folder."""
     start, end = span
     times = f"*{start or 0:.3f}-{'inf' if end is None else format(end, '.3f')}"
