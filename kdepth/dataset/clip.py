@@ -121,11 +121,10 @@ class Clip:
 
     @cached_property
     def _scale_steps(self) -> NDArray[np.float64]:
-        rgb = read_frames(self.open("video"), lambda index, time_seconds: index in self._depth_frames)
-        pairs = zip(rgb, read_depth(self.open("depth")), strict=True)
-        return scale_steps(
-            ((frame.index, steady_grey(frame.rgb), sampled(depth)) for frame, depth in pairs), self.shots
-        )
+        stored = read_depth(self.open("depth"))
+        shown = read_frames(self.open("video"), lambda index, time_seconds: index in self._depth_frames)
+        pairs = ((f.index, steady_grey(f.rgb), sampled(depth)) for f, depth in zip(shown, stored, strict=True))
+        return scale_steps(pairs, self.shots)
 
     @cached_property
     def _stable_scales(self) -> dict[int, float]:
