@@ -62,7 +62,8 @@ def read_columns(
     """Rows of a dataset (or, by ``offset`` and ``limit``, some); a column that an older kdepth did not know is null."""
     there = [name for name in columns if name in dataset.schema.names]
     found = dataset.to_table(columns=list(dict.fromkeys([*there, "clip_id"])), filter=where, **part)
-    return pa.concat_tables([found, CLIP_SCHEMA.empty_table()], promote_options="default").select(columns)
+    others = CLIP_SCHEMA.empty_table().select([name for name in columns if name not in there])
+    return pa.concat_tables([found, others], promote_options="default").select(columns)
 
 
 def read_rows(root: str | Path | Root, columns: Sequence[str], where: str | None = None) -> pa.Table:
