@@ -1,4 +1,4 @@
-"""One run over 200 files of which each is hostile in some way: it ends well, and nothing outside the root is touched."""
+"""One run over 200 files, each hostile in some way: it ends well, and nothing outside the root is touched."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def texts(port: int, name: str) -> list[str]:
 def sayings(folder: Path, port: int, name: str) -> Iterator[str]:
     """Videos that say these things in each place of each container."""
     for suffix, codec in CONTAINERS.items():
-        base = Clip(f"base.{suffix}", codec, size=(64, 48), seconds=0.5).build(folder.parent)
+        base = Clip(f"base.{suffix}", codec, size=(64, 48), num_frames=6).build(folder.parent)
         for number, text in enumerate(texts(port, name)):
             for place, (option, key) in enumerate(PLACES):
                 file = f"says-{number}-{place}.{suffix}"
@@ -97,9 +97,9 @@ def others(folder: Path, port: int) -> Iterator[str]:
     (folder / "huge.mp4").write_bytes(box + struct.pack(">I4sQ", 1, b"moov", 2**62) + os.urandom(2000))
     (folder / "noise.mp4").write_bytes(box + os.urandom(5000))
     (folder / "rate.mkv").write_bytes(
-        Clip("rate.mkv", X264, size=(64, 48), fps="125000", seconds=0.002).build(folder.parent).read_bytes()
+        Clip("rate.mkv", X264, size=(64, 48), fps="125000", num_frames=200).build(folder.parent).read_bytes()
     )
-    wide = Clip("wide.mp4", X264, size=(364, 32), fps="120", seconds=0.5).build(folder.parent).read_bytes()
+    wide = Clip("wide.mp4", X264, size=(364, 32), fps="120", num_frames=60).build(folder.parent).read_bytes()
     (folder / "wide.mp4").write_bytes(wide)
     (folder / "cut.mp4").write_bytes(wide[: len(wide) // 2])
     yield from (*contents, "huge.mp4", "noise.mp4", "rate.mkv", "wide.mp4", "cut.mp4")
@@ -141,7 +141,7 @@ def test_a_run_over_hostile_files_ends_well(ray_cluster: None, tmp_path: Path) -
     folder, root, watch = tmp_path / "www", tmp_path / "root", Watch()
     folder.mkdir()
     name = f"written-by-{tmp_path.name}"
-    video = Clip("video.mp4", X264, size=(64, 48), seconds=0.5).build(tmp_path).read_bytes()
+    video = Clip("video.mp4", X264, size=(64, 48), num_frames=6).build(tmp_path).read_bytes()
     files = [*sayings(folder, watch.port, name), *others(folder, watch.port), *archives(folder, video)]
     targets = [
         "http://a..b/",
