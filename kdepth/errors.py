@@ -1,30 +1,17 @@
 """Every error that kdepth raises on purpose.
 
     KdepthError
-    ├── SourceError                 a URL list or annotation file that can't be read
-    ├── DownloadError               (url, reason, http_status)
-    │   ├── HttpStatusError         the server answered with an error status
-    │   ├── HostUnreachableError    the name does not resolve, or nobody answers there
-    │   ├── RefusedAddressError     a scheme, host or redirect that is not allowed
-    │   ├── DownloadTimeoutError    too slow
-    │   ├── DownloadTooLargeError   more bytes than allowed
-    │   ├── IncompleteDownloadError the transfer broke and did not come back
-    │   ├── NotAVideoError          the bytes are something else (an HTML page named .mp4)
-    │   ├── ArchiveError            a damaged archive, or a member that can't be taken
-    │   └── VideoUnavailableError   a video site refuses: private, removed, region, rate
-    ├── TranscodeError              (path, returncode, stderr_tail)
-    │   ├── NoVideoStreamError      audio or data only
-    │   ├── UnsupportedMediaError   a container or codec that FFmpeg (or our list) does not take
-    │   ├── DamagedMediaError       truncated or broken: no picture can be decoded
-    │   ├── RefusedReferenceError   it points at other files or addresses (playlists, external tracks)
-    │   ├── MediaTooLargeError      more pixels than allowed
-    │   ├── MediaTooLongError       longer than allowed
-    │   ├── TranscodeTimeoutError   wall-clock or CPU limit
-    │   └── TranscodeMemoryError    memory limit
-    ├── DepthError                  a model that can't be loaded or used, a clip it can't be used on
-    ├── WorkerDiedError             a clip that took the worker process with it, three times
-    └── DatasetError                a dataset, clip or frame that is not there or not whole
-        └── StorageError            the disk is full: stops the run
+    ├── SourceError
+    ├── DownloadError(url, reason, http_status)
+    │   ├── HttpStatusError, HostUnreachableError, RefusedAddressError, DownloadTimeoutError, DownloadTooLargeError
+    │   └── IncompleteDownloadError, NotAVideoError, ArchiveError, VideoUnavailableError
+    ├── TranscodeError(path, returncode, stderr_tail)
+    │   ├── NoVideoStreamError, UnsupportedMediaError, DamagedMediaError, RefusedReferenceError
+    │   └── MediaTooLargeError, MediaTooLongError, TranscodeTimeoutError, TranscodeMemoryError
+    ├── DepthError
+    ├── WorkerDiedError
+    └── DatasetError
+        └── StorageError
 
 A caller's mistake is a ``ValueError`` or ``TypeError``. All of these survive pickling, because they cross Ray: each
 passes its fields to ``super().__init__`` and formats them in ``__str__``.
@@ -107,7 +94,7 @@ class IncompleteDownloadError(DownloadError):
 
 
 class NotAVideoError(DownloadError):
-    """The bytes are not a video."""
+    """The bytes are something else than a video (an HTML page named .mp4)."""
 
 
 class ArchiveError(DownloadError):
@@ -150,11 +137,11 @@ class TranscodeError(KdepthError):
 
 
 class NoVideoStreamError(TranscodeError):
-    """The file has no video stream."""
+    """The file has no video stream: audio or data only."""
 
 
 class UnsupportedMediaError(TranscodeError):
-    """A container or codec that is not taken."""
+    """A container or codec that FFmpeg, or our list, does not take."""
 
 
 class DamagedMediaError(TranscodeError):
@@ -162,7 +149,7 @@ class DamagedMediaError(TranscodeError):
 
 
 class RefusedReferenceError(TranscodeError):
-    """The file points at other files or addresses, which are never opened."""
+    """The file points at other files or addresses (playlists, external tracks), which are never opened."""
 
 
 class MediaTooLargeError(TranscodeError):
@@ -174,7 +161,7 @@ class MediaTooLongError(TranscodeError):
 
 
 class TranscodeTimeoutError(TranscodeError):
-    """FFmpeg was stopped at its time limit."""
+    """FFmpeg was stopped at its limit of time, by the clock or of the CPU."""
 
 
 class TranscodeMemoryError(TranscodeError):

@@ -58,10 +58,7 @@ def made_name(folder: str, clip_id: str, key: str, suffix: str) -> str:
 
 
 class Root:
-    """The root of a dataset.
-
-    Args:
-        root: A folder, or a URI such as ``s3://bucket/kinetics``; another `Root` is taken as it is.
+    """The root of a dataset: a folder, or a URI such as ``s3://bucket/kinetics``.
 
     Attributes:
         uri: As given; of a folder its absolute path.
@@ -71,7 +68,7 @@ class Root:
 
     Raises:
         ValueError: A URI that went through `Path`, which takes one of its slashes away.
-        StorageError: Others could exchange the files in the work folder on this node's disk.
+        StorageError: Others could exchange the files in the work folder.
     """
 
     def __init__(self, root: str | Path | Root) -> None:
@@ -123,14 +120,9 @@ class Root:
     def path(self, name: str, *, own: bool = False) -> Path:
         """Where a file is on this node's disk; it need not exist.
 
-        Rows may come from elsewhere, and are not believed: nothing outside the root is read or deleted.
-
-        Args:
-            name: ``raw/<file>``, ``360p/<file>`` or ``depth/<file>``.
-            own: Allow the other files that kdepth keeps, too.
-
-        Raises:
-            DatasetError: Another name, or the file or its folder is a link.
+        Rows may come from elsewhere, and are not believed: nothing outside the root is read or deleted. Raises
+        DatasetError unless the name is ``raw/<file>``, ``360p/<file>`` or ``depth/<file>`` (or, if `own`, that of
+        another file that kdepth keeps), or if the file or its folder is a link.
         """
         if not (_ROW_FILE.fullmatch(name) or (own and _OWN_FILE.fullmatch(name))):
             raise DatasetError(f"{printable(name)!r} is no file of a dataset: raw/, 360p/ or depth/ and a file's name")
@@ -154,10 +146,8 @@ class Root:
         return {name: info.size for name, info in self._infos(folder)}
 
     def find_made(self, folder: str, clip_id: str, key: str) -> str | None:
-        """A whole file that a killed run left: of this clip, and of this source and settings. None if there is none.
-
-        An object store is not searched: to list its folder for each clip takes longer than to make the file again.
-        """
+        """A whole file that a killed run left: of this clip, and of this source and settings. None if there is none."""
+        # To list an object store's folder for each clip takes longer than to make the file again.
         if not self.is_local or (self.work / folder).is_symlink():
             return None
         names = (path.name for path in (self.work / folder).glob(f"{clip_id}.{key}-*"))
@@ -179,7 +169,7 @@ class Root:
         return not there.is_file and not store.get_file_info(fs.FileSelector(base, allow_not_found=True))
 
     def size(self, name: str) -> int | None:
-        """Size of a file in bytes, by its name relative to the root; None if it is not there."""
+        """Size of a file in bytes; None if it is not there."""
         info = self._store()[0].get_file_info(self._path(name))
         return int(info.size) if info.is_file else None
 
@@ -232,11 +222,8 @@ class Root:
     def in_use(self, run_id: str, *, heartbeat_seconds: float = 30.0) -> Iterator[None]:
         """Register a run while the block runs; if no other run is alive, delete what dead runs left half done.
 
-        The run counts as alive (`others`) as long as it renews its mark, the file ``runs/<run_id>``.
-
-        Raises:
-            ValueError: The root has the name of a Lance dataset.
-            StorageError: One of the root's folders is a link.
+        The run counts as alive (`others`) as long as it renews its mark, the file ``runs/<run_id>``. Raises ValueError
+        for a root with the name of a Lance dataset, StorageError if one of the root's folders is a link.
         """
         if self.uri.endswith(".lance"):
             raise ValueError(f"root={self.uri!r}: give the folder that is to hold clips.lance, or another name")

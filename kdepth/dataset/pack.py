@@ -74,7 +74,8 @@ def _batches(ds: ClipDataset, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     base = ds.files.work.as_uri() if ds.has_paths else ds.files.uri
     for start in tqdm(range(0, ds.lance.count_rows(), _ROWS_AT_ONCE), desc="pack", file=sys.stdout, ncols=110):
         some = read_columns(ds.lance, ds.column_names, offset=start, limit=_ROWS_AT_ONCE).combine_chunks()
-        uris = [[None if name is None else f"{base}/{quote(name)}" for name in _files(row)] for row in some.to_pylist()]
+        rows = some.select(["status", "video_path", "depth_path"]).to_pylist()
+        uris = [[None if name is None else f"{base}/{quote(name)}" for name in _files(row)] for row in rows]
         blobs = [lance.blob_array(list(column)) for column in zip(*uris, strict=True)]
         yield pa.RecordBatch.from_arrays([*some.to_batches()[0].columns, *blobs], schema=schema)
 

@@ -37,13 +37,9 @@ def steady_grey(rgb: NDArray[np.uint8]) -> NDArray[np.int16]:
 
 
 def scale_jump(*pair: NDArray[Any]) -> float | None:
-    """Measure how much the scale of depth jumps between two neighbouring frames.
+    """Measure how much the scale of depth jumps between two neighbouring frames: the absolute value of `scale_steps`.
 
-    Args:
-        pair: `steady_grey` and `sampled` of the first frame, then those of the second.
-
-    Returns:
-        The absolute `scale_steps` of the second frame, or None where too few pixels are steady to tell.
+    Give `steady_grey` and `sampled` of the first frame, then of the second. None: too few pixels are steady to tell.
     """
     step = _scale_step(*pair)
     return None if np.isnan(step) else abs(step)

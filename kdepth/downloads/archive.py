@@ -145,7 +145,7 @@ def _write_index(path: Path, url: str, names: Collection[str], state: Any) -> No
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     known = {"url": public_url(url), "state": state, "members": list(names)}
     part.write_text(json.dumps(known, indent=0), encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def archive_path(url: str, root: Path) -> Path:
