@@ -12,7 +12,6 @@ import random
 import threading
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -41,7 +40,7 @@ _log = logging.getLogger(__name__)
 MAX_REDIRECTS = 5
 _MAX_DELAY_SECONDS = 60
 _MAX_RETRY_AFTER_SECONDS = 300  # a server that asks for more is not waited for
-_LOCK_SECONDS = 0.5
+_LOCK_SECONDS = 1e9  # the transfer's own limit ends the waiting
 _WORTH_RESUMING_BYTES = 2**20  # smaller files start over: not worth a second file beside each
 _PROGRESS_BYTES = 2**16  # a request that brought so many was no failure; some servers answer in such pieces
 # After these the part that came is kept for a later call.
@@ -150,11 +149,16 @@ class Transfer:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             before = _stamp(self.path)
-            async with asyncio.timeout(self._limits.timeout_seconds), self._alone():
-                if _stamp(self.path) not in (None, before):  # another has just made it
-                    self._sha256 = await asyncio.to_thread(hashed, self.path)
-                else:
-                    await self._to_its_place()
+            # One at a time on a file, of all processes.
+            lock = filelock.AsyncFileLock(f"{self.part}.lock", timeout=_LOCK_SECONDS, run_in_executor=False)
+            async with asyncio.timeout(self._limits.timeout_seconds), lock:
+                try:
+                    if _stamp(self.path) not in (None, before):  # another has just made it
+                        self._sha256 = await asyncio.to_thread(hashed, self.path)
+                    else:
+                        await self._to_its_place()
+                finally:
+                    Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it makes a new one
             self.take()
         except TimeoutError as exc:
             reason = f"not whole after {self._limits.timeout_seconds} s ({self.num_bytes} bytes)"
@@ -194,21 +198,6 @@ class Transfer:
     def _tell(self) -> None:
         with self.changed:
             self.changed.notify_all()
-
-    @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """One at a time on a file, of all processes."""
-        lock = filelock.FileLock(f"{self.part}.lock", blocking=False)
-        while not lock.is_locked:
-            try:
-                lock.acquire()
-            except filelock.Timeout:
-                await asyncio.sleep(_LOCK_SECONDS)
-        try:
-            yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for a file that is gone makes a new one
-            lock.release()
 
     async def _to_its_place(self) -> None:
         try:
