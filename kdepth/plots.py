@@ -175,16 +175,16 @@ def point_cloud(clip: Clip, index: int | None = None, *, num_points: int = 20_00
     points, rgb, name = _cloud(clip, index, num_points)
     x, y, z = points.T
     unit = "[m]" if clip.row["depth_kind"] == "metric" else "[relative]"
-    figure = plt.figure(figsize=(12, 4.6))
-    for place, azimuth_deg in enumerate((-120, -60)):
+    figure = plt.figure(figsize=(12, 4.2))
+    for place, azimuth_deg in enumerate((-115, -65)):
         # matplotlib's own margins would be half the picture
-        ax = cast(Axes3D, figure.add_axes((0.5 * place, 0, 0.5, 0.93), projection="3d"))
+        ax = cast(Axes3D, figure.add_axes((0.01 + 0.5 * place, 0.06, 0.48, 0.88), projection="3d"))
         ax.scatter(x, z, -y, c=rgb / 255.0, s=1.5, linewidths=0)
         ax.set_box_aspect((np.ptp(x), np.ptp(z), np.ptp(y)), zoom=1.1)
         ax.set(xlabel=f"x {unit}", ylabel=f"depth {unit}", zlabel=f"height {unit}")
-        ax.locator_params(nbins=5)
+        ax.locator_params(nbins=4)
         ax.tick_params(labelsize=7)
-        ax.view_init(elev=18, azim=azimuth_deg)
+        ax.view_init(elev=14, azim=azimuth_deg)
     figure.suptitle(name, fontsize=9)
     return figure
 
@@ -205,7 +205,11 @@ def point_viewer(clip: Clip, index: int | None = None, *, num_points: int = 20_0
     points, rgb, _ = _cloud(clip, index, num_points)
     scene = trimesh.Scene(trimesh.PointCloud(points * [1, -1, -1], colors=rgb))  # glTF's axes: y up, z backward
     scene.camera_transform = np.eye(4)
-    return cast(HTML, scene_to_notebook(scene, height=480))
+    viewer = cast(HTML, scene_to_notebook(scene, height=480))
+    # Of 1 px, as they are, points hardly cover anything.
+    larger = "gltf.scene.traverse(one=>{if(one.isPoints)one.material.size=3;});scene.add(gltf.scene);"
+    viewer.data = viewer.data.replace("scene.add(gltf.scene);", larger)
+    return viewer
 
 
 def _cloud(clip: Clip, index: int, num_points: int) -> tuple[NDArray[np.float32], NDArray[np.uint8], str]:
@@ -320,9 +324,7 @@ def timeline(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
         ax.set_ylabel("clip")
     ax.invert_yaxis()
     ax.set_xlabel("seconds since the first stage began")
-    handles = [
-        Patch(color=colour, label=stage) for stage, colour in _STAGES.items()
-    ]  # a stage without bars has one too
+    handles = [Patch(color=colour, label=stage) for stage, colour in _STAGES.items()]  # also of a stage without bars
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_STAGES), frameon=False)
     return ax
 
@@ -386,10 +388,8 @@ def run_timeline(rows: pa.Table) -> Figure:
     """
     load = stage_load(rows)
     height = 0.22 * min(rows.num_rows, 60)
-    ratios = (1 + height, 1.5, 1.5)
-    figure, axes = plt.subplots(
-        3, 1, figsize=(11, 4.4 + height), height_ratios=ratios, sharex=True, layout="constrained"
-    )
+    options: dict[str, Any] = {"height_ratios": (1 + height, 1.5, 1.5), "sharex": True, "layout": "constrained"}
+    figure, axes = plt.subplots(3, 1, figsize=(11, 4.4 + height), **options)
     timeline(rows, ax=axes[0])
     clips_in_work(load, ax=axes[1])
     clips_waiting(load, ax=axes[2])

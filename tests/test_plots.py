@@ -143,6 +143,7 @@ def test_the_viewer_holds_its_points_and_loads_nothing_from_a_network(sample_run
     index = clip.depth_indices[1]
     page = html.unescape(plots.point_viewer(clip, index, num_points=500).data)
     assert "THREE.WebGLRenderer" in page
+    assert "material.size=3" in page
     (model,) = re.findall(r'base64_data="([A-Za-z0-9+/=]+)"', page)
     scene = trimesh.load(io.BytesIO(base64.b64decode(model)), file_type="glb")
     (cloud,) = scene.geometry.values()
