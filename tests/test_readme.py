@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import re
 import shutil
 import sys
@@ -90,7 +89,9 @@ def test_a_dataset_is_kept_moved_and_trained_on_as_it_shows(root: Path) -> None:
     short = code.replace("num_frames=16, step=2", "num_frames=3, step=2")
     assert short != code
     names: dict[str, Any] = {"kdepth": kdepth, "ds": ds}
-    with mock.patch.object(huggingface_hub, "HfApi", mock.create_autospec(huggingface_hub.HfApi)) as hub:
+    # Only a call that the hub's own function would take is no error.
+    hub = {name: mock.create_autospec(getattr(huggingface_hub, name)) for name in ("create_repo", "upload_folder")}
+    with mock.patch.multiple(huggingface_hub, **hub):
         exec(compile(short, "README.md", "exec"), names)
     assert ds.lance.tags.list()["paper"]["version"] == ds.lance.version
     assert kdepth.open_dataset("outputs/packed").table().equals(ds.table())
@@ -98,27 +99,27 @@ def test_a_dataset_is_kept_moved_and_trained_on_as_it_shows(root: Path) -> None:
     assert names["rgb"].shape == (3, 3, 180, 320)
     assert names["inverse_depth"].shape == (3, 180, 320)
     assert {"label_index", "intrinsics"} <= set(names["meta"])
-    # The hub's own functions take these arguments, or there would have been an error.
-    (upload,) = hub.return_value.upload_large_folder.call_args_list
-    assert Path(upload.kwargs["folder_path"], "README.md").is_file()
+    assert Path(hub["upload_folder"].call_args.kwargs["folder_path"], "README.md").is_file()
+    assert hub["create_repo"].call_args.kwargs["repo_type"] == hub["upload_folder"].call_args.kwargs["repo_type"]
 
 
 def test_apples_package_is_asked_as_its_interface_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is on no package index. This stand-in has the functions, arguments and results of its code."""
 
     class Network(torch.nn.Module):
-        def infer(self, x: torch.Tensor, f_px: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        def infer(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
             assert x.shape == (3, 4, 6)
             assert not self.training
-            f_px = torch.tensor([[[[5.0]]]]) if f_px is None else f_px
-            return {"depth": x[0] + f_px.squeeze(), "focallength_px": f_px.squeeze()}
+            return {"depth": 5 * x[0], "focallength_px": torch.tensor(7.0)}
 
-    def create(config: Any, device: torch.device) -> tuple[Network, Any]:
-        assert config.checkpoint_uri.endswith("depth_pro.pt")
+    config = SimpleNamespace(checkpoint_uri="checkpoints/depth_pro.pt")
+
+    def create(config: Any = config, device: torch.device | None = None) -> tuple[Network, Any]:
+        assert config.checkpoint_uri == "/path/to/depth_pro.pt"
+        assert device == torch.device("cpu")
         return Network(), lambda picture: torch.from_numpy(picture).permute(2, 0, 1) / 255
 
     package = ModuleType("depth_pro")
-    config = dataclasses.make_dataclass("Config", ["checkpoint_uri"])(None)
     vars(package).update(depth_pro=SimpleNamespace(DEFAULT_MONODEPTH_CONFIG_DICT=config))
     vars(package).update(create_model_and_transforms=create)
     monkeypatch.setitem(sys.modules, "depth_pro", package)
@@ -126,10 +127,9 @@ def test_apples_package_is_asked_as_its_interface_wants(tmp_path: Path, monkeypa
     model = kdepth.load_model(tmp_path / "apple.py", device="cpu")
     assert model.kind == "metric"
     found = model.estimate(np.full((2, 4, 6, 3), 255, np.uint8))
-    assert found.inverse_depth == pytest.approx(1 / 6)
+    assert found.inverse_depth == pytest.approx(1 / 5)
     assert found.focal_length_px is not None
-    assert found.focal_length_px.tolist() == [5, 5]
-    assert model.estimate(np.full((1, 4, 6, 3), 255, np.uint8), focal_length_px=9).inverse_depth == pytest.approx(0.1)
+    assert found.focal_length_px.tolist() == [7, 7]
 
 
 def type_name(dtype: pa.DataType) -> str:

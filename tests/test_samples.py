@@ -69,7 +69,8 @@ def test_predicted_depth_has_the_order_of_the_true_depth(sample_run: Run) -> Non
 
 
 def test_a_film_of_several_clips_has_their_shots(sample_run: Run, tmp_path: Path) -> None:
-    crew, desk, hall, *_ = kdepth.open_dataset(sample_run.root)
+    ds = kdepth.open_dataset(sample_run.root)
+    crew, desk, hall, *_ = (ds[clip_id] for clip_id in samples.rendered_clips())
     film = samples.joined_clip([crew, desk, hall], tmp_path / "joined.mkv", num_frames=20)
     assert film.shots == [0, 20, 40]
     assert film.depth_indices == list(range(60))
