@@ -219,10 +219,10 @@ def _cloud(clip: Clip, index: int, num_points: int) -> tuple[NDArray[np.float32]
     # Without a focal length: a horizontal field of view of 60 degrees, as phones have.
     fov_deg = float(np.degrees(2 * np.arctan(0.5 * clip.row["width"] / focal_px))) if focal_px else 60.0
     points, rgb = clip.points(index, fov_deg=fov_deg)
-    # Far points are left out: with them the near things would be a few dots in a corner.
-    near = np.flatnonzero(points[:, 2] < 4 * np.percentile(points[:, 2], 5)) if len(points) else []
-    if not len(near):
+    if not len(points):
         raise DatasetError(f"frame {index} of {clip.clip_id} is infinitely far everywhere: there are no points to draw")
+    # Far points are left out: with them the near things would be a few dots in a corner.
+    near = np.flatnonzero(points[:, 2] < 4 * np.percentile(points[:, 2], 5))
     chosen = np.random.default_rng(0).permutation(near)[:num_points]
     return points[chosen], rgb[chosen], f"{clip.clip_id}, frame {index}, {fov_deg:.0f} degrees across"
 
@@ -388,8 +388,8 @@ def run_timeline(rows: pa.Table) -> Figure:
     """
     load = stage_load(rows)
     height = 0.22 * min(rows.num_rows, 60)
-    options: dict[str, Any] = {"height_ratios": (1 + height, 1.5, 1.5), "sharex": True, "layout": "constrained"}
-    figure, axes = plt.subplots(3, 1, figsize=(11, 4.4 + height), **options)
+    figure = plt.figure(figsize=(11, 4.4 + height), layout="constrained")
+    axes = figure.subplots(3, 1, height_ratios=(1 + height, 1.5, 1.5), sharex=True)
     timeline(rows, ax=axes[0])
     clips_in_work(load, ax=axes[1])
     clips_waiting(load, ax=axes[2])

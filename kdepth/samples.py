@@ -166,7 +166,7 @@ def joined_clip(clips: Sequence[Clip], path: str | Path, *, num_frames: int = 24
         (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
         for clip in clips:
             for rgb in islice(clip.frames(), num_frames):
-                picture = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+                picture = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     row = new_row(clip_id=path.stem, status=OK, video_path=video.name, depth_path=path.name)
