@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
-from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -22,6 +21,9 @@ from numpy.typing import NDArray
 from kdepth.dataset.clip import Clip
 from kdepth.errors import DatasetError
 from kdepth.notebook.timeline import StageLoad, stage_load
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
 
 _COLOUR_MAP = "inferno"  # perceptually uniform; near is bright
 _STAGES = {"download": "#4c78a8", "transcode": "#f58518", "depth": "#54a24b"}
@@ -171,21 +173,20 @@ def point_cloud(clip: Clip, index: int | None = None, *, num_points: int = 20_00
         index: Number of the frame; default: the middle one of those that have depth.
         num_points: How many pixels to draw, chosen at random with a fixed seed.
     """
-    index = _middle(clip) if index is None else index
-    points, rgb, name = _cloud(clip, index, num_points)
+    points, rgb, title = _cloud(clip, index, num_points)
     x, y, z = points.T
-    unit = "[m]" if clip.row["depth_kind"] == "metric" else "[relative]"
+    name = "[m]" if clip.row["depth_kind"] == "metric" else "[relative]"
     figure = plt.figure(figsize=(12, 4.2))
     for place, azimuth_deg in enumerate((-115, -65)):
         # matplotlib's own margins would be half the picture
         ax = cast(Axes3D, figure.add_axes((0.01 + 0.5 * place, 0.06, 0.48, 0.88), projection="3d"))
         ax.scatter(x, z, -y, c=rgb / 255.0, s=1.5, linewidths=0)
         ax.set_box_aspect((np.ptp(x), np.ptp(z), np.ptp(y)), zoom=1.1)
-        ax.set(xlabel=f"x {unit}", ylabel=f"depth {unit}", zlabel=f"height {unit}")
+        ax.set(xlabel=f"x {name}", ylabel=f"depth {name}", zlabel=f"height {name}")
         ax.locator_params(nbins=4)
         ax.tick_params(labelsize=7)
         ax.view_init(elev=14, azim=azimuth_deg)
-    figure.suptitle(name, fontsize=9)
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
@@ -201,21 +202,20 @@ def point_viewer(clip: Clip, index: int | None = None, *, num_points: int = 20_0
     import trimesh  # takes 0.3 s
     from trimesh.viewer.notebook import scene_to_notebook
 
-    index = _middle(clip) if index is None else index
     points, rgb, _ = _cloud(clip, index, num_points)
     scene = trimesh.Scene(trimesh.PointCloud(points * [1, -1, -1], colors=rgb))  # glTF's axes: y up, z backward
     scene.camera_transform = np.eye(4)
-    viewer = cast(HTML, scene_to_notebook(scene, height=480))
+    viewer: HTML = scene_to_notebook(scene, height=480)
     # Of 1 px, as they are, points hardly cover anything.
     larger = "gltf.scene.traverse(one=>{if(one.isPoints)one.material.size=3;});scene.add(gltf.scene);"
     viewer.data = viewer.data.replace("scene.add(gltf.scene);", larger)
     return viewer
 
 
-def _cloud(clip: Clip, index: int, num_points: int) -> tuple[NDArray[np.float32], NDArray[np.uint8], str]:
+def _cloud(clip: Clip, index: int | None, num_points: int) -> tuple[NDArray[np.float32], NDArray[np.uint8], str]:
     """Some of a frame's points and their colours, and what to call them."""
-    clip.require("depth")
-    focal_px = {frame["index"]: frame["focal_length_px"] for frame in clip.row["frames"]}.get(index)
+    index = _middle(clip) if index is None else index
+    focal_px = {frame["index"]: frame["focal_length_px"] for frame in clip.row["frames"] or ()}.get(index)
     # Without a focal length: a horizontal field of view of 60 degrees, as phones have.
     fov_deg = float(np.degrees(2 * np.arctan(0.5 * clip.row["width"] / focal_px))) if focal_px else 60.0
     points, rgb = clip.points(index, fov_deg=fov_deg)
