@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kdepth import samples
 from kdepth.dataset.shots import ShotDetector
-from kdepth.video.depth_file import read_frames
+from kdepth.video.frames import read_frames
 
 Frames = list[NDArray[np.uint8]]
 CLIPS = [*samples.rendered_clips(), "bunny-00001_000000_000005", "carphone-01_000000_000004"]

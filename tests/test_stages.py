@@ -3,11 +3,13 @@
 import math
 import os
 import re
+import shutil
 import socket
 import subprocess
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from kdepth.models.load import model_identity
 from kdepth.pipeline import cluster, stages
 from kdepth.pipeline.deaths import counted, num_deaths
 from kdepth.pipeline.workers import from_async
-from kdepth.schema import OK, clip_id_for, new_row
+from kdepth.schema import OK, clip_id_for, new_row, rows_to_table
 from kdepth.storage import Root
 from kdepth.video.ffmpeg import ffmpeg_path
 
@@ -431,6 +433,47 @@ def test_what_can_not_be_is_found_before_anything_runs(ray_cluster: None, tmp_pa
             kdepth.estimate_depth(clips, tmp_path, device=device)
     with pytest.raises(ValueError, match=r"the configuration of small says .relative."):
         kdepth.pending(kdepth.read_sources(["http://127.0.0.1:9/a.mp4"]), tmp_path, depth_kind="metric")
+
+
+AT_WORK = """
+import pathlib, time
+import kdepth
+
+def load(device):
+    def predict(frames, focal_length_px, before):
+        folder = pathlib.Path({root!r}) / "at_work"
+        for _ in range(3000):  # the network computes for as long as it takes until others are at work beside it
+            if len(list(folder.iterdir())) == {clips} or (folder.parent / "seen").exists():
+                break
+            time.sleep(0.01)
+        with open({root!r} + "/seen", "a") as seen:
+            seen.write(f"{{len(list(folder.iterdir()))}} {{len(frames)}}\\n")
+        return frames[:, 0] / 255 + 1, None, None
+
+    return kdepth.DepthModel(predict, kind="relative", batch_size=8)
+"""
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_on_a_gpu_other_clips_are_at_work_while_the_network_computes(
+    sample_run: Run, tmp_path: Path, at_once: int
+) -> None:
+    shutil.copytree(sample_run.root / "360p", tmp_path / "360p")
+    net = tmp_path / "net.py"
+    net.write_text(AT_WORK.format(root=str(tmp_path), clips=at_once))
+    stage = stages._DepthStage(
+        Root(tmp_path), str(net), "middle", "cpu", None, model_identity(net), threads=1, at_once=at_once
+    )
+    columns = ["clip_id", "video_path", "num_frames"]
+    rows = [new_row(**row) for row in kdepth.open_dataset(sample_run.root).table(columns=columns).to_pylist()]
+    with ThreadPoolExecutor(4) as pool:
+        tables = list(pool.map(lambda row: list(stage(rows_to_table([row]))), rows))
+    found = [table.to_pylist()[0] for (table,) in tables]
+    assert [row["status"] for row in found] == [OK] * len(rows)
+    assert [row["num_depth_frames"] for row in found] == [1] * len(rows)
+    seen = [line.split() for line in (tmp_path / "seen").read_text().splitlines()]
+    assert max(int(num_clips) for num_clips, _ in seen) == at_once
+    assert sum(int(num_frames) for _, num_frames in seen) == len(rows)
 
 
 def test_a_work_that_three_processes_died_at_is_refused(ray_cluster: None, tmp_path: Path) -> None:

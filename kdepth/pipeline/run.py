@@ -27,7 +27,7 @@ from kdepth.errors import DatasetError, StorageError
 from kdepth.pipeline.cluster import what_is_missing
 from kdepth.pipeline.pending import PlanRecord
 from kdepth.pipeline.report import RunReport
-from kdepth.pipeline.stages import NEEDS_GPU_KEY, SESSION_KEY
+from kdepth.pipeline.stages import NEEDS_GPU_KEY, NOTE_KEY, SESSION_KEY
 from kdepth.schema import FAILED, OK, SUPERSEDED
 from kdepth.storage import Root, source_key
 from kdepth.video.ffmpeg import ffmpeg_version
@@ -61,6 +61,8 @@ def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table 
         if sources is None or sources.num_rows:
             needs_gpu = bool(clips.context.get_config(NEEDS_GPU_KEY))
             with _Progress(run, needs_gpu) as progress, _committing(run.writer):
+                if note := clips.context.get_config(NOTE_KEY):
+                    progress.say(note)
                 for row in _stream_rows(clips):
                     progress.update(run.take(row), row)
         return run.finish()
@@ -185,7 +187,7 @@ class _Progress:
 
     def __enter__(self) -> _Progress:
         if missing := what_is_missing(gpu=self._needs_gpu):
-            self._bar.write(missing, file=sys.stdout)
+            self.say(missing)
         self._watching.start()
         return self
 
@@ -193,6 +195,10 @@ class _Progress:
         self._stop.set()
         self._watching.join()
         self._bar.close()
+
+    def say(self, text: str) -> None:
+        """Write a line above the bar."""
+        self._bar.write(text, file=sys.stdout)
 
     def update(self, is_new: bool, row: dict[str, Any]) -> None:
         """Count a row and its download."""
@@ -218,7 +224,7 @@ class _Progress:
             if silent >= _WAIT_SECONDS:
                 with contextlib.suppress(Exception):  # Ray may be gone, which the run itself tells
                     waiting = what_is_missing(gpu=self._needs_gpu) or "waiting for downloads, workers or a long clip"
-                    self._bar.write(f"no clip for {silent:.0f} s: {waiting}", file=sys.stdout)
+                    self.say(f"no clip for {silent:.0f} s: {waiting}")
 
 
 @contextlib.contextmanager

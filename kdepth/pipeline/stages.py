@@ -6,6 +6,7 @@ Each verb maps a pure function of one clip (`workers`, `clip_depth`) over the ro
 from __future__ import annotations
 
 import math
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ _LONG_LIST_CLIPS_A_CPU = 8000
 _ROWS_A_BLOCK = 16
 # Keys in a Ray dataset's context: the Ray node that it was made for, and whether it can't begin without a GPU.
 SESSION_KEY, NEEDS_GPU_KEY = "kdepth.session", "kdepth.needs_gpu"
+NOTE_KEY = "kdepth.note"  # what the progress line says at the start
 
 
 def download(
@@ -185,6 +187,10 @@ def estimate_depth(
         raise ValueError(f'device={device!r}: must be "auto", "cpu" or, in a cluster with {gpus} GPUs, "cuda"')
     gpus = {"auto": gpus, "cpu": 0, "cuda": max(1, gpus)}[device]
     clips.context.set_config(NEEDS_GPU_KEY, gpus > 0)
+    if gpus and re.search("depth.?pro", identity, re.IGNORECASE):
+        clips.context.set_config(
+            NOTE_KEY, "Depth Pro is compiled for the GPU first: its first frames take half a minute"
+        )
     size, share = _actors(max(1, cpus), gpus, concurrency, small=model == "small")
     threads = max(1, cpus // size)
     at_once = _CLIPS_AT_ONCE_ON_GPU if gpus and model != "small" else 1
