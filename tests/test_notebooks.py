@@ -84,6 +84,7 @@ def test_papermill_help_reads_like_documentation() -> None:
         ("allow_private_hosts", "bool", "False"),
         ("retry_failed", "bool", "False"),
         ("keep_raw", "bool", "True"),
+        ("num_cpus", "int", "0"),
         ("ray_address", "str", '""'),
     ]:
         line = next(i for i, line in enumerate(text.splitlines()) if line.strip().startswith(f"{name}: {kind}"))
@@ -146,7 +147,7 @@ def test_explore_runs_headless_on_a_part_of_another_dataset(sample_run: Run, tmp
     before = tree(PROJECT), tree(sample_run.root)
     papermill(PROJECT / "notebooks" / "explore.ipynb", tmp_path / "out.ipynb", *parameters, cwd=tmp_path)
     assert (tree(PROJECT), tree(sample_run.root)) == before
-    made = {"depth.mp4", "depth.png", "jumping.mkv", "jumping.mp4"}
+    made = {"depth.mp4", "depth.png", "frame.glb", "joined.mkv", "joined.mp4", "jumping.mkv", "jumping.mp4"}
     assert {path.name for path in (tmp_path / "look").iterdir()} == made
     with av.open(str(tmp_path / "look" / "depth.mp4")) as video:
         assert video.streams.video[0].width == 2 * last["width"]
