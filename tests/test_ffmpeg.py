@@ -183,7 +183,7 @@ def test_memory_limit(build: str, clip: Path) -> None:
     )
     arguments = ("-loglevel", "level+error", *big)
     with pytest.raises(TranscodeMemoryError):
-        run_ffmpeg(arguments, source=clip, timeout_seconds=60, max_memory_bytes=380 << 20)
+        run_ffmpeg(arguments, source=clip, timeout_seconds=60, max_memory_bytes=150 << 20)
     run_ffmpeg(arguments, source=clip, timeout_seconds=60, max_memory_bytes=2000 << 20)
 
 

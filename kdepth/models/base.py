@@ -1,7 +1,4 @@
-"""What a depth model is: frames of a clip go in, inverse depth comes out.
-
-Importing this module is light: torch is imported when a model is used.
-"""
+"""What a depth model is: frames of a clip go in, inverse depth comes out. Torch is imported when one is used."""
 
 from __future__ import annotations
 

@@ -233,13 +233,11 @@ def _how_to_get(repository: str, revision: str | None, why: Exception) -> str:
     at = f" --revision {revision}" if revision else ""
     reason = printable(" ".join([type(why).__name__, *str(why).strip().splitlines()[:1]]))
     offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
-    lines = [
-        f"the weights of {repository} can't be had{offline}.",
-        f"They are not in the cache {constants.HF_HUB_CACHE}, and the hub did not give them: {reason}",
-        "On a machine with internet run",
-        f"    hf download {repository}{at} --local-dir {folder}",
-        f"copy the folder to this machine and give its path: model={os.path.join('/path/to', folder)!r}",
-    ]
-    if repository == DEPTH_PRO_REPOSITORY:
-        lines += [f"or take Apple's own file, {DEPTH_PRO_FILE_URL}, and give its path: model='/path/to/depth_pro.pt'"]
-    return "\n".join(lines)
+    own_file = f"\nor take Apple's own file, {DEPTH_PRO_FILE_URL}, and give its path: model='/path/to/depth_pro.pt'"
+    return (
+        f"the weights of {repository} can't be had{offline}.\n"
+        f"They are not in the cache {constants.HF_HUB_CACHE}, and the hub did not give them: {reason}\n"
+        f"On a machine with internet run\n    hf download {repository}{at} --local-dir {folder}\n"
+        f"copy the folder to this machine and give its path: model={os.path.join('/path/to', folder)!r}"
+        + (own_file if repository == DEPTH_PRO_REPOSITORY else "")
+    )

@@ -37,9 +37,6 @@ def load_depth_pro(checkpoint: Checkpoint, kind: DepthKind, device: str, dtype: 
     """Depth Pro as the function that `DepthModel` calls, and a batch size; the port's folder, or ``depth_pro.pt``.
 
     ``"auto"`` on a GPU is float16, as in Apple's code: three more bits than bfloat16, and nothing overflows.
-
-    Raises:
-        DepthError: The weights are damaged or not all there.
     """
     number = choose_dtype(device, dtype, on_gpu="float16")
     if checkpoint.path.is_file():

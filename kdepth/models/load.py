@@ -77,13 +77,7 @@ def load_model(
 
 
 def model_identity(name: str | Path, *, revision: str | None = None, depth_kind: DepthKind | None = None) -> str:
-    """``name@revision`` of the model that `load_model` would give, without loading it.
-
-    What is wrong with the arguments shows here, before anything else is done.
-
-    Raises:
-        ValueError, DepthError: As in `load_model`.
-    """
+    """``name@revision`` of the model that `load_model` would give, without loading it. Raises as `load_model`."""
     check_depth_kind(depth_kind)
     if (own := _own_file(name)) is not None:
         _import_own(own)  # what is wrong with it shows here

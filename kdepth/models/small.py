@@ -32,15 +32,8 @@ _KEPT, _SAME_COLOUR = 0.85, 20.0
 # alone (bfloat16, 256 x 112); 16 or more are no faster.
 _CPU_BATCH, _GPU_BATCH = 8, 32
 # Stages of EfficientNet-Lite0: kernel, stride, expansion, channels out, repeats.
-_STAGES = (
-    (3, 1, 1, 16, 1),
-    (3, 2, 6, 24, 2),
-    (5, 2, 6, 40, 2),
-    (3, 2, 6, 80, 3),
-    (5, 1, 6, 112, 3),
-    (5, 2, 6, 192, 4),
-    (3, 1, 6, 320, 1),
-)
+_STAGES = [(3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3)]
+_STAGES += [(5, 2, 6, 192, 4), (3, 1, 6, 320, 1)]
 _SKIPS = (0, 2, 4, 10, 15)  # blocks whose output the decoder sees: strides 2, 4, 8, 16, 32
 _DECODER = (32, 48, 80, 112, 160)  # channels at these strides
 
@@ -213,10 +206,9 @@ def _enlarge(values: Tensor, size: tuple[int, int]) -> Tensor:
 def steady(frame: Seen, before: Seen) -> Tensor:
     """A frame's inverse depth, averaged over time where the picture stands still.
 
-    A network that sees single frames changes its mind with the grain. Where colours (means of 3 x 3 pixels) are those
-    of the previous frame, most of its averaged result is kept: less the more they differ, and nothing where hardly
-    anything is the same, as after a cut or in a fast pan. The largest difference within 5 x 5 pixels counts; otherwise
-    a smooth cheek would stand still while eyes and mouth move on.
+    Where colours (means of 3 x 3 pixels) are those of the previous frame, most of its averaged result is kept: less the
+    more they differ, and nothing where hardly anything is the same, as after a cut. The largest difference within
+    5 x 5 pixels counts; otherwise a smooth cheek would stand still while eyes and mouth move on.
     """
     difference = _mean_around(frame.picture - before.picture, 3).abs().amax(0)
     difference = _around(difference, 5, torch.maximum)
@@ -240,11 +232,7 @@ def _mean_around(x: Tensor, size: int) -> Tensor:
 
 
 def load_small(device: str = "cpu", dtype: torch.dtype | None = None) -> SmallNetwork:
-    """The network with the weights of the package; all but its last layer in `dtype`, or what is fast there.
-
-    Raises:
-        DepthError: The weights file is missing or not the one that belongs to this source.
-    """
+    """The network with the package's weights, checked by their hash; all but the last layer in `dtype`, if given."""
     try:
         content = SMALL_WEIGHTS.read_bytes()
     except OSError as exc:

@@ -23,11 +23,7 @@ _LAST_PARTS = ("head", "relative_head", "metric_head", "decoder", "bin_regressor
 
 
 def load_family(checkpoint: Checkpoint, kind: DepthKind, device: str, dtype: str) -> tuple[Predict, int]:
-    """A checkpoint's network with its image processor, as the function that `DepthModel` calls, and a batch size.
-
-    Raises:
-        DepthError: The checkpoint is damaged, or asks for what kdepth does not do.
-    """
+    """A checkpoint's network with its image processor, as the function that `DepthModel` calls, and a batch size."""
     number = choose_dtype(device, dtype)
     network = _lower_precision(load_network(checkpoint, torch.float32), number).to(device)
     processor = _load_processor(checkpoint, network)
@@ -51,11 +47,8 @@ def load_family(checkpoint: Checkpoint, kind: DepthKind, device: str, dtype: str
     return predict, 4 if device == "cpu" else 16
 
 
-def _prepare(processor: Any, frames: Tensor) -> Tensor:
-    pixels: Tensor = processor(
-        images=list(frames), return_tensors="pt", input_data_format="channels_first"
-    ).pixel_values
-    return pixels
+def _prepare(processor: Any, frames: Tensor) -> Any:
+    return processor(images=list(frames), return_tensors="pt", input_data_format="channels_first").pixel_values
 
 
 def _load_processor(checkpoint: Checkpoint, network: Any) -> Any:
@@ -63,13 +56,8 @@ def _load_processor(checkpoint: Checkpoint, network: Any) -> Any:
 
     settings = read_json(checkpoint.path / "preprocessor_config.json")
     with _as_depth_error(f"{checkpoint.path}: its preprocessor_config.json can't be used"):
-        processor = AutoImageProcessor.from_pretrained(
-            checkpoint.path,
-            config=network.config,
-            backend="torchvision",
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        options = {"config": network.config, "backend": "torchvision", "local_files_only": True}
+        processor = AutoImageProcessor.from_pretrained(checkpoint.path, trust_remote_code=False, **options)
         name = type(processor).__name__
         asked = settings.get("image_processor_type") or settings.get("feature_extractor_type") or name
         if asked.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor") != name:
