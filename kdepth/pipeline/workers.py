@@ -105,6 +105,9 @@ class Downloads:
         try:
             for task in tasks:
                 yield await task
+            for whole in self._whole_files.values():  # each clip has its own link to it
+                if whole.exception() is None:
+                    await asyncio.to_thread(self._root.delete, whole.result()["raw_path"])
         finally:
             for task in tasks:
                 task.cancel()
