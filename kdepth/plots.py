@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 import matplotlib
@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from kdepth.dataset.clip import Clip
 from kdepth.errors import DatasetError
 from kdepth.notebook.timeline import StageLoad, stage_load
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
 
 _COLOUR_MAP = "inferno"  # perceptually uniform; near is bright
 _STAGES = {"download": "#4c78a8", "transcode": "#f58518", "depth": "#54a24b"}
@@ -146,7 +149,7 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
     colours = (matplotlib.colormaps[_COLOUR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         rate = Fraction(len(times) / clip.row["duration_seconds"]).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "26", "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "30", "preset": "veryfast"})
         stream.time_base = stream.codec_context.time_base = Fraction(1, 90_000)
         stream.width, stream.height, stream.pix_fmt = 2 * clip.row["width"], clip.row["height"], "yuv420p"
         for index, rgb in enumerate(clip.frames()):
@@ -161,49 +164,78 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
     return Path(path)
 
 
-def point_cloud(clip: Clip, index: int | None = None, *, ax: Axes3D | None = None, num_points: int = 20_000) -> Axes3D:
-    """Draw a frame as coloured points in space, seen from a little above.
+def point_cloud(clip: Clip, index: int | None = None, *, num_points: int = 20_000) -> Figure:
+    """Draw a frame as coloured points in space, seen from the left and from the right of the camera.
 
     Args:
         clip: A clip with depth for the frame. Relative depth has no unit, and an unknown shift of its inverse distorts
             the shape.
         index: Number of the frame; default: the middle one of those that have depth.
-        ax: A 3D axes; default: a new figure.
         num_points: How many pixels to draw, chosen at random with a fixed seed.
     """
-    index = _middle(clip) if index is None else index
-    rgb, inverse_depth = clip.frame(index), clip.inverse_depth(index)
-    height, width = inverse_depth.shape
-    frame = next(frame for frame in clip.row["frames"] if frame["index"] == index)
-    # Without a focal length: a horizontal field of view of 60 degrees, as phones have.
-    focal = frame["focal_length_px"] or 0.5 * width / np.tan(np.radians(30))
-    # Far points are left out: with them the near things would be a few dots in a corner.
-    near_enough = inverse_depth > 0.25 * np.percentile(inverse_depth, 95)
-    if not near_enough.any():
-        raise DatasetError(f"frame {index} of {clip.clip_id} is infinitely far everywhere: there are no points to draw")
-    v, u = np.nonzero(near_enough)
-    chosen = np.random.default_rng(0).permutation(len(u))[:num_points]
-    u, v = u[chosen], v[chosen]
-    z = 1 / inverse_depth[v, u]
-    x, y = (u + 0.5 - width / 2) * z / focal, (v + 0.5 - height / 2) * z / focal  # through the pixels' centres
-    if ax is None:
-        figure = plt.figure(figsize=(8, 5))
-        # matplotlib's own margins would be half the picture
-        ax = cast(Axes3D, figure.add_axes((0, 0, 1, 1), projection="3d"))
-    ax.scatter(x, z, -y, c=rgb[v, u] / 255.0, s=2.5, linewidths=0)
-    ax.set_box_aspect((np.ptp(x), np.ptp(z), np.ptp(y)), zoom=1.15)
+    points, rgb, title = _cloud(clip, index, num_points)
+    x, y, z = points.T
     name = "[m]" if clip.row["depth_kind"] == "metric" else "[relative]"
-    ax.set(xlabel=f"x {name}", ylabel=f"depth {name}", zlabel=f"height {name}")
-    ax.locator_params(nbins=5)
-    ax.tick_params(labelsize=7)
-    ax.view_init(elev=22, azim=-70)
-    fov_deg = np.degrees(2 * np.arctan(0.5 * width / focal))
-    ax.set_title(f"{clip.clip_id}, frame {index}, {fov_deg:.0f} degrees across", fontsize=9, y=0.98)
-    return ax
+    figure = plt.figure(figsize=(12, 4.2))
+    for place, azimuth_deg in enumerate((-115, -65)):
+        # matplotlib's own margins would be half the picture
+        ax = cast(Axes3D, figure.add_axes((0.01 + 0.5 * place, 0.06, 0.48, 0.88), projection="3d"))
+        ax.scatter(x, z, -y, c=rgb / 255.0, s=1.5, linewidths=0)
+        ax.set_box_aspect((np.ptp(x), np.ptp(z), np.ptp(y)), zoom=1.1)
+        ax.set(xlabel=f"x {name}", ylabel=f"depth {name}", zlabel=f"height {name}")
+        ax.locator_params(nbins=4)
+        ax.tick_params(labelsize=7)
+        ax.view_init(elev=14, azim=azimuth_deg)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def point_viewer(clip: Clip, index: int | None = None, *, num_points: int = 20_000) -> HTML:
+    """Show a frame as points in space that you turn with the mouse, in a notebook.
+
+    It is trimesh's viewer: a page that holds three.js and the points, and loads nothing from a network. It begins where
+    the camera was. Web pages that run no scripts show nothing: there `point_cloud` is the picture.
+
+    Args:
+        clip, index, num_points: As for `point_cloud`.
+    """
+    import trimesh  # takes 0.3 s
+    from trimesh.viewer.notebook import scene_to_notebook
+
+    points, rgb, _ = _cloud(clip, index, num_points)
+    scene = trimesh.Scene(trimesh.PointCloud(points * [1, -1, -1], colors=rgb))  # glTF's axes: y up, z backward
+    scene.camera_transform = np.eye(4)
+    viewer: HTML = scene_to_notebook(scene, height=480)
+    # Of 1 px, as they are, points hardly cover anything.
+    larger = "gltf.scene.traverse(one=>{if(one.isPoints)one.material.size=3;});scene.add(gltf.scene);"
+    viewer.data = viewer.data.replace("scene.add(gltf.scene);", larger)
+    return viewer
+
+
+def _cloud(clip: Clip, index: int | None, num_points: int) -> tuple[NDArray[np.float32], NDArray[np.uint8], str]:
+    """Some of a frame's points and their colours, and what to call them."""
+    index = _middle(clip) if index is None else index
+    focal_px = {frame["index"]: frame["focal_length_px"] for frame in clip.row["frames"] or ()}.get(index)
+    # Without a focal length: a horizontal field of view of 60 degrees, as phones have.
+    fov_deg = float(np.degrees(2 * np.arctan(0.5 * clip.row["width"] / focal_px))) if focal_px else 60.0
+    points, rgb = clip.points(index, fov_deg=fov_deg)
+    if not len(points):
+        raise DatasetError(f"frame {index} of {clip.clip_id} is infinitely far everywhere: there are no points to draw")
+    # Far points are left out: with them the near things would be a few dots in a corner.
+    near = np.flatnonzero(points[:, 2] < 4 * np.percentile(points[:, 2], 5))
+    chosen = np.random.default_rng(0).permutation(near)[:num_points]
+    return points[chosen], rgb[chosen], f"{clip.clip_id}, frame {index}, {fov_deg:.0f} degrees across"
+
+
+def _mark_shots(clip: Clip, ax: Axes) -> None:
+    """Draw a line where a shot begins, but for the first."""
+    times = {frame["index"]: frame["time_seconds"] for frame in clip.row["frames"]}
+    for number, first in enumerate(clip.shots[1:]):
+        ax.axvline(times[first], color="black", linestyle=":", linewidth=1, label=None if number else "cut")
 
 
 def statistics_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
-    """Draw the median and the 5th to 95th percentile of a clip's inverse depth over its time."""
+    """Draw the median and the 5th to 95th percentile of a clip's inverse depth over its time; shots are marked."""
     ax = ax or _axes((8, 3))
     clip.require("depth")
     frames = clip.row["frames"]
@@ -215,19 +247,21 @@ def statistics_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
     else:
         ax.fill_between(time_seconds, low, high, alpha=0.25, label="5 % to 95 %")
     ax.plot(time_seconds, [frame["median"] for frame in frames], "o" if few else "-", label="median")
+    _mark_shots(clip, ax)
     ax.set(xlabel="time [s]", ylabel=unit(clip), title=clip.clip_id)
     ax.legend(loc="best")
     return ax
 
 
 def flicker_over_time(clip: Clip, *, ax: Axes | None = None) -> Axes:
-    """Draw a clip's `Clip.scale_jumps` over its time: as stored, and with ``stable=True``."""
+    """Draw a clip's `Clip.scale_jumps` over its time: as stored, and with ``stable=True``; shots are marked."""
     ax = ax or _axes((8, 3))
     time_seconds = [frame["time_seconds"] for frame in clip.row["frames"]]
     for stable, name in ((False, "as stored"), (True, "stable=True")):
         jumps = 100 * clip.scale_jumps(stable=stable)
         mean = f"{np.nanmean(jumps):.2f} %" if np.isfinite(jumps).any() else "unknown"
         ax.plot(time_seconds, jumps, ".-", linewidth=1, markersize=3, label=f"{name}, mean {mean}")
+    _mark_shots(clip, ax)
     ax.set(xlabel="time [s]", ylabel="jump of the scale [%]", title=clip.clip_id)
     ax.set_ylim(bottom=0)
     ax.legend(loc="upper right")
@@ -290,9 +324,7 @@ def timeline(rows: pa.Table, *, ax: Axes | None = None) -> Axes:
         ax.set_ylabel("clip")
     ax.invert_yaxis()
     ax.set_xlabel("seconds since the first stage began")
-    handles = [
-        Patch(color=colour, label=stage) for stage, colour in _STAGES.items()
-    ]  # a stage without bars has one too
+    handles = [Patch(color=colour, label=stage) for stage, colour in _STAGES.items()]  # also of a stage without bars
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_STAGES), frameon=False)
     return ax
 
@@ -356,10 +388,8 @@ def run_timeline(rows: pa.Table) -> Figure:
     """
     load = stage_load(rows)
     height = 0.22 * min(rows.num_rows, 60)
-    ratios = (1 + height, 1.5, 1.5)
-    figure, axes = plt.subplots(
-        3, 1, figsize=(11, 4.4 + height), height_ratios=ratios, sharex=True, layout="constrained"
-    )
+    figure = plt.figure(figsize=(11, 4.4 + height), layout="constrained")
+    axes = figure.subplots(3, 1, height_ratios=(1 + height, 1.5, 1.5), sharex=True)
     timeline(rows, ax=axes[0])
     clips_in_work(load, ax=axes[1])
     clips_waiting(load, ax=axes[2])

@@ -11,7 +11,8 @@ import io
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from importlib.util import find_spec
 from itertools import islice
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import av
 import cv2
 import numpy as np
 import pyarrow as pa
@@ -27,10 +29,12 @@ from numpy.typing import NDArray
 
 from kdepth.dataset.clip import Clip
 from kdepth.dataset.dataset import ClipDataset
-from kdepth.models.load import DepthModel
+from kdepth.models.load import DepthModel, load_model
 from kdepth.notebook.evaluation import rank_correlation
 from kdepth.pipeline.clip_depth import estimate_clip_depth
+from kdepth.schema import OK, new_row
 from kdepth.video.depth_file import read_depth
+from kdepth.video.transcode import video_info
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +145,33 @@ def jumping_copy(clip: Clip, path: str | Path, *, seed: int = 0) -> Clip:
     options = {"frames": clip.row["depth_frames"], "num_frames": clip.row["num_frames"]}
     columns = estimate_clip_depth(video, path, model, **options)
     return Clip(path.parent, clip.row | columns | {"video_path": video.name, "depth_path": path.name})
+
+
+def joined_clip(clips: Sequence[Clip], path: str | Path, *, num_frames: int = 24) -> Clip:
+    """Join the first frames of some clips into one film, and estimate its depth with ``small``, to show what shots are.
+
+    Args:
+        clips: Clips with a 360p file. They are not changed.
+        path: The ``.mkv`` depth file of the film; the film is written beside it, at 24 frames a second.
+        num_frames: Frames of each clip.
+
+    Returns:
+        The film, at the size of its first clip.
+    """
+    path = Path(path)
+    video = path.with_suffix(".mp4")
+    size = clips[0].row["width"], clips[0].row["height"]
+    with av.open(str(video), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=24, options={"preset": "veryfast"})
+        (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        for clip in clips:
+            for rgb in islice(clip.frames(), num_frames):
+                picture = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    row = new_row(clip_id=path.stem, status=OK, video_path=video.name, depth_path=path.name)
+    columns = asdict(video_info(video)) | estimate_clip_depth(video, path, load_model("small"))
+    return Clip(path.parent, row | columns)
 
 
 class SampleServer:

@@ -24,9 +24,9 @@ def run_pipeline(
     retry_failed: bool = False,
     keep_raw: bool = True,
     depth_kind: DepthKind | None = None,
-    concurrency: int = 1,
+    concurrency: int | None = 1,
 ) -> kdepth.RunReport:
-    """What the notebook does, in one call; with one depth actor, unless told: more cost more than they save."""
+    """What the notebook does, in one call; by default with one depth actor: more cost more than they save."""
     depth = {"model": model, "frames": frames, "depth_kind": depth_kind}
     todo = kdepth.pending(sources, root, height=height, retry_failed=retry_failed, **depth)
     clips = kdepth.download(todo, root, allow_private_hosts=True)

@@ -13,7 +13,7 @@ from kdepth import plots
 from kdepth.dataset.table import read_rows
 from kdepth.dataset.writer import ClipWriter
 from kdepth.errors import DatasetError
-from kdepth.schema import CLIP_SCHEMA, COLUMNS, FAILED, OK, new_row, rows_to_table
+from kdepth.schema import CLIP_SCHEMA, FAILED, OK, new_row, rows_to_table
 
 
 def rows(names: str, **columns: object) -> list[dict[str, object]]:
@@ -231,13 +231,6 @@ def test_frames_and_their_depth_belong_together(sample_run: Run) -> None:
         clip.frame(10_000)
     with pytest.raises(DatasetError, match="no metres"):
         clip.depth_m(index)
-
-
-def test_the_readme_explains_every_column() -> None:
-    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
-    for name, (_, meaning) in COLUMNS.items():
-        assert f"| `{name}` |" in readme
-        assert meaning in readme
 
 
 def test_versions_can_be_gone_back_to_and_runs_are_remembered(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
+import base64
+import html
+import io
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import matplotlib
 import numpy as np
 import pytest
+import trimesh
 from conftest import Run
 from matplotlib import pyplot as plt
 
@@ -116,3 +121,38 @@ def test_one_stray_pixel_does_not_decide_the_colours() -> None:
     assert 0.95 < high <= 1
     ax = plots.show_inverse_depth(depth, label="inverse depth [1/m]")
     assert ax.images[0].get_clim() == (low, high)
+
+
+def test_a_point_cloud_is_drawn_from_two_sides(sample_run: Run) -> None:
+    clip = next(iter(kdepth.open_dataset(sample_run.root)))
+    index = clip.depth_indices[1]
+    figure = plots.point_cloud(clip, index, num_points=500)
+    assert "60 degrees across" in figure.get_suptitle()
+    points = {tuple(point) for point in clip.points(index, fov_deg=60)[0].tolist()}
+    left, right = figure.axes
+    assert left.azim != right.azim
+    for ax in figure.axes:
+        x, z, height = ax.collections[0]._offsets3d
+        drawn = np.stack([x, -height, z], 1).tolist()
+        assert len(drawn) == 500
+        assert points.issuperset(map(tuple, drawn))
+
+
+def test_the_viewer_holds_its_points_and_loads_nothing_from_a_network(sample_run: Run) -> None:
+    clip = next(iter(kdepth.open_dataset(sample_run.root)))
+    index = clip.depth_indices[1]
+    page = html.unescape(plots.point_viewer(clip, index, num_points=500).data)
+    assert "THREE.WebGLRenderer" in page
+    assert "material.size=3" in page
+    (model,) = re.findall(r'base64_data="([A-Za-z0-9+/=]+)"', page)
+    scene = trimesh.load(io.BytesIO(base64.b64decode(model)), file_type="glb")
+    (cloud,) = scene.geometry.values()
+    points, rgb = clip.points(index, fov_deg=60)
+    colours = {tuple(point): tuple(colour) for point, colour in zip(points.tolist(), rgb.tolist(), strict=True)}
+    assert cloud.vertices.shape == (500, 3)
+    for point, colour in zip(cloud.vertices * [1, -1, -1], cloud.colors, strict=True):
+        assert colours[tuple(point)] == tuple(colour[:3])
+    # What a browser would load: addresses in tags and style sheets, imports. Those that stand in comments it does not.
+    loads = r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import|\bimport\s*\("""
+    assert not re.search(loads, page)
+    assert set(re.findall(r"https?://[\w.]+", page)) <= {"https://github.com", "http://www.w3.org"}

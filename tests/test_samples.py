@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Run
+from matplotlib import pyplot as plt
 
 import kdepth
-from kdepth import samples
+from kdepth import plots, samples
 from kdepth.schema import parse_kinetics_name
 from kdepth.video.frames import read_frames
 
@@ -65,3 +66,18 @@ def test_predicted_depth_has_the_order_of_the_true_depth(sample_run: Run) -> Non
     correlations = table["spearman"].to_pylist()
     assert np.mean(correlations) > 0.8
     assert min(correlations) > 0.5
+
+
+def test_a_film_of_several_clips_has_their_shots(sample_run: Run, tmp_path: Path) -> None:
+    ds = kdepth.open_dataset(sample_run.root)
+    crew, desk, hall, *_ = (ds[clip_id] for clip_id in samples.rendered_clips())
+    film = samples.joined_clip([crew, desk, hall], tmp_path / "joined.mkv", num_frames=20)
+    assert film.shots == [0, 20, 40]
+    assert film.depth_indices == list(range(60))
+    assert np.isnan(film.scale_jumps()[[0, 20, 40]]).all()
+    assert film.frame(20).shape == (*film.inverse_depth(20).shape, 3) == (360, 640, 3)
+    ax = plots.statistics_over_time(film)
+    cuts = [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"]
+    assert cuts == pytest.approx([20 / 24, 40 / 24])
+    assert [text.get_text() for text in ax.get_legend().get_texts()].count("cut") == 1
+    plt.close("all")

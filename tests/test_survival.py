@@ -146,16 +146,19 @@ def test_a_clip_that_kills_its_worker_fails_and_the_others_are_done(server: Serv
 
 
 @pytest.mark.slow
-def test_a_node_is_lost_in_mid_run(server: Server, tmp_path: Path) -> None:
+def test_a_cluster_that_is_empty_is_waited_for_grows_and_loses_a_node(server: Server, tmp_path: Path) -> None:
     url_list, root = tmp_path / "urls.txt", tmp_path / "root"
-    num_clips = 4 * NUM_CLIPS  # so that much is left to do when the first rows are there
+    num_clips = 8 * NUM_CLIPS  # so that much is left to do when both nodes are at work
     url_list.write_text("\n".join(server.url(f"{n % NUM_CLIPS}.mp4") + f"?{n}" for n in range(num_clips)))
-    command = [sys.executable, str(SCRIPT.with_name("cluster_run.py")), str(root), str(url_list)]
+    command = [sys.executable, str(SCRIPT.with_name("growing_cluster.py")), str(root), str(url_list)]
     done = subprocess.run(command, capture_output=True, text=True)
     (tmp_path / "log.txt").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stderr
-    for said in ("3 nodes", "one node lost", "2 nodes left", f"{num_clips} clips ok, 0 failed"):
-        assert said in done.stdout
+    said = ["waiting for a node with a CPU: the cluster has 1 nodes, 0 CPUs", "the run waits", "a node is at work"]
+    said += ["two nodes are at work", "the first node is lost, and the run goes on", f"{num_clips} clips ok, 0 failed"]
+    places = [done.stdout.find(text) for text in said]
+    assert -1 not in places, done.stdout
+    assert places == sorted(places)
     check_whole(root, num_clips, tmp_path)
 
 

@@ -195,7 +195,8 @@ def estimate_depth(
     threads = max(1, cpus // size)
     at_once = _CLIPS_AT_ONCE_ON_GPU if gpus and model != "small" else 1
     grows = concurrency is None and (gpus > 0 or model == "small")
-    pool = {"min_size": 1, "initial_size": size, "max_size": None} if grows else {"size": size}
+    # Never smaller: an actor that waits for downloads keeps its model, which takes up to a minute to load and compile.
+    pool = {"min_size": size, "max_size": None} if grows else {"size": size}
     return clips.map_batches(
         _DepthStage,
         fn_constructor_args=(Root(root), model, frames, device, depth_kind, identity, threads, at_once),

@@ -38,7 +38,7 @@ _ENCODERS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
     "h264_nvenc": ((), "format=yuv420p", ("-preset", "p4", "-rc", "vbr", "-cq", "23", "-b:v", "0")),
     "h264_qsv": ((), "format=nv12", ("-preset", "faster", "-global_quality", "22")),
     "h264_vaapi": (("-vaapi_device", "/dev/dri/renderD128"), "format=nv12,hwupload", ("-qp", "22")),
-    # Measured: see the README.
+    # Measured: see notebooks/stages.ipynb.
     "libx264": ((), "format=yuv420p", ("-preset", "veryfast", "-crf", "20")),
 }
 
