@@ -20,6 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,7 +62,7 @@ class Root:
     """The root of a dataset: a folder, or a URI such as ``s3://bucket/kinetics``.
 
     Attributes:
-        uri: As given; of a folder its absolute path.
+        uri, lance_uri: As given, of a folder its absolute path; where the Lance dataset is.
         is_local: Whether it is a folder.
         work: The folder to work in: the root itself, or for an object store a folder on this node's disk that only
             this user may enter.
@@ -74,7 +75,6 @@ class Root:
     def __init__(self, root: str | Path | Root) -> None:
         self.uri: str = root.uri if isinstance(root, Root) else str(root)
         self.is_local = "://" not in self.uri
-        self._fs: tuple[Any, str] | None = None
         if self.is_local:
             if re.match(r"\w+:/", self.uri):
                 raise ValueError(f"root={self.uri!r}: give a URI as a str, not as a Path")
@@ -86,6 +86,7 @@ class Root:
             digest = hashlib.sha256(self.uri.encode()).hexdigest()[:10]
             self.work = Path(tempfile.gettempdir()) / f"kdepth-{os.getuid()}-{digest}"
             self._make_private_work_folder()
+        self.lance_uri = f"{self.uri}/clips.lance"
 
     def _make_private_work_folder(self) -> None:
         with contextlib.suppress(OSError):  # it exists, or this reader can't write there and need not
@@ -102,20 +103,14 @@ class Root:
     def __reduce__(self) -> tuple[type[Root], tuple[str]]:
         return Root, (self.uri,)  # each process opens connections of its own
 
-    @property
-    def lance_uri(self) -> str:
-        """Where the Lance dataset is."""
-        return f"{self.uri}/clips.lance"
-
+    @cached_property
     def _store(self) -> tuple[Any, str]:
-        if self._fs is None:
-            here = fs.LocalFileSystem(), str(self.work)
-            self._fs = here if self.is_local else fs.FileSystem.from_uri(self.uri)
-        return self._fs
+        here = fs.LocalFileSystem(), str(self.work)
+        return here if self.is_local else fs.FileSystem.from_uri(self.uri)
 
     def _path(self, name: str) -> str:
         self.path(name, own=True)
-        return f"{self._store()[1]}/{name}"
+        return f"{self._store[1]}/{name}"
 
     def path(self, name: str, *, own: bool = False) -> Path:
         """Where a file is on this node's disk; it need not exist.
@@ -134,7 +129,7 @@ class Root:
 
     def _infos(self, folder: str) -> Iterator[tuple[str, Any]]:
         """Files of a folder: name relative to the root, and what the store says of it. Links are not files."""
-        store, base = self._store()
+        store, base = self._store
         if self.is_local and os.path.islink(f"{base}/{folder}"):
             return
         for info in store.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True)):
@@ -164,13 +159,13 @@ class Root:
 
     def is_empty(self) -> bool:
         """Whether there is nothing at the root: no file, and no folder with something in it."""
-        store, base = self._store()
+        store, base = self._store
         there = store.get_file_info(base)
         return not there.is_file and not store.get_file_info(fs.FileSelector(base, allow_not_found=True))
 
     def size(self, name: str) -> int | None:
         """Size of a file in bytes; None if it is not there."""
-        info = self._store()[0].get_file_info(self._path(name))
+        info = self._store[0].get_file_info(self._path(name))
         return int(info.size) if info.is_file else None
 
     def open(self, name: str) -> str | BinaryIO:
@@ -182,7 +177,7 @@ class Root:
         if self.is_local:
             path.open("rb").close()  # the system's errors (not there, too many open files) are not the file's
             return str(path)
-        remote: BinaryIO = self._store()[0].open_input_file(self._path(name))
+        remote: BinaryIO = self._store[0].open_input_file(self._path(name))
         return remote
 
     @contextlib.contextmanager
@@ -193,7 +188,7 @@ class Root:
             return
         with tempfile.TemporaryDirectory(prefix="kdepth-") as folder:
             path = Path(folder) / Path(name).name
-            fs.copy_files(self._path(name), str(path), self._store()[0], fs.LocalFileSystem())
+            fs.copy_files(self._path(name), str(path), self._store[0], fs.LocalFileSystem())
             yield path
 
     @contextlib.contextmanager
@@ -208,7 +203,7 @@ class Root:
         """Move a whole file from `work` into the store."""
         if not self.is_local:
             path = self.path(name, own=True)
-            fs.copy_files(str(path), self._path(name), fs.LocalFileSystem(), self._store()[0])
+            fs.copy_files(str(path), self._path(name), fs.LocalFileSystem(), self._store[0])
             path.unlink()
 
     def delete(self, name: str) -> None:
@@ -216,7 +211,7 @@ class Root:
         self.path(name).unlink(missing_ok=True)
         if not self.is_local:
             with contextlib.suppress(FileNotFoundError):
-                self._store()[0].delete_file(self._path(name))
+                self._store[0].delete_file(self._path(name))
 
     @contextlib.contextmanager
     def in_use(self, run_id: str, *, heartbeat_seconds: float = 30.0) -> Iterator[None]:
@@ -248,12 +243,12 @@ class Root:
             stop.set()
             renewing.join()
             with contextlib.suppress(OSError):
-                self._store()[0].delete_file(self._path(f"runs/{run_id}"))
+                self._store[0].delete_file(self._path(f"runs/{run_id}"))
 
     def _mark(self, run_id: str) -> None:
         if self.is_local:
             (self.work / "runs").mkdir(parents=True, exist_ok=True)
-        with self._store()[0].open_output_stream(self._path(f"runs/{run_id}")) as file:
+        with self._store[0].open_output_stream(self._path(f"runs/{run_id}")) as file:
             file.write(f"{socket.gethostname()} {os.getpid()}".encode())
 
     def others(self, run_id: str = "") -> list[str]:
@@ -265,7 +260,7 @@ class Root:
 
     def _has_ended(self, run_id: str) -> bool:
         try:
-            with self._store()[0].open_input_stream(self._path(f"runs/{run_id}")) as file:
+            with self._store[0].open_input_stream(self._path(f"runs/{run_id}")) as file:
                 host, _, pid = file.read().decode().partition(" ")
             if host == socket.gethostname() and pid.isdecimal():
                 os.kill(int(pid), 0)

@@ -351,7 +351,7 @@ async def test_redirects_are_followed(server: Server, tmp_path: Path, hops: int)
     "target",
     [
         "/a%2Fb%27c%28d%29%2C%3A.mp4?X-Amz-Credential=k%2F2026%2Fs3&x=%3a+%20&&y=a+b&empty=",
-        "/~a!$&'()*+,;=:@b.mp4?q=/?:@!$'()*,;",
+        "/~a!$&'()*+,;=:@b.mp4?q=/?:@!$'()*,;&x[0]=[y]",  # brackets in a query stand in lists and browsers as they are
         "/a//b/./c/../d.mp4?",
         "/%E9%FF.mp4?%zz",
         '/blank ü[1]|{}^`<>"\\%.mp4?a=b c',
