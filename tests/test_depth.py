@@ -1,13 +1,16 @@
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import kdepth
 from kdepth.errors import DatasetError, DepthError
 from kdepth.models.load import DepthModel, load_model
-from kdepth.pipeline.clip_depth import estimate_clip_depth, frame_selector
+from kdepth.pipeline.clip_depth import MAX_CLIP_PIXELS, estimate_clip_depth, frame_selector
 from kdepth.samples import rendered_clips
 from kdepth.video.depth_file import read_depth
+from kdepth.video.ffmpeg import ffmpeg_path
 from kdepth.video.frames import read_frames
 
 
@@ -99,3 +102,25 @@ def test_depth_that_can_not_be_stored_is_an_error_and_no_file(clip: Path, tmp_pa
 def test_a_missing_clip_is_an_error(model: DepthModel, tmp_path: Path) -> None:
     with pytest.raises(DatasetError):
         estimate_clip_depth(tmp_path / "missing.mp4", tmp_path / "depth.mkv", model)
+
+
+def test_a_clip_has_bounds_that_are_named(model: DepthModel, tmp_path: Path) -> None:
+    """A small file may become a large clip, and that days of work."""
+    source = tmp_path / "wide.mp4"
+    picture = "testsrc2=size=364x32:rate=10:duration=1"  # 364 x 32 becomes 4096 x 360
+    subprocess.run(
+        [ffmpeg_path(), "-v", "error", "-f", "lavfi", "-i", picture, "-c:v", "libx264", str(source)], check=True
+    )
+    clip = tmp_path / "clip.mp4"
+    info = kdepth.transcode_file(source, clip)
+    with pytest.raises(DepthError, match=r"a ratio of 11\.4; max_aspect_ratio=10"):
+        estimate_clip_depth(clip, tmp_path / "d.mkv", model)
+    pixels = info.width * info.height
+    allowed = {"max_aspect_ratio": 12, "max_clip_pixels": 5 * pixels}
+    for frames, num_frames in (("all", 10), ("all", None), ("10", 10)):
+        with pytest.raises(DepthError, match=r"frames of \d+x360 are too many pixels; max_clip_pixels="):
+            estimate_clip_depth(clip, tmp_path / "d.mkv", model, frames=frames, num_frames=num_frames, **allowed)
+        assert not (tmp_path / "d.mkv").exists()
+    found = estimate_clip_depth(clip, tmp_path / "d.mkv", model, frames="5", num_frames=10, **allowed)
+    assert found["num_depth_frames"] == 5
+    assert MAX_CLIP_PIXELS > 600 * 60 * 640 * 360  # ten minutes at 60 frames/s

@@ -462,7 +462,7 @@ def test_on_a_gpu_other_clips_are_at_work_while_the_network_computes(
     net = tmp_path / "net.py"
     net.write_text(AT_WORK.format(root=str(tmp_path), clips=at_once))
     stage = stages._DepthStage(
-        Root(tmp_path), str(net), "middle", "cpu", None, model_identity(net), threads=1, at_once=at_once
+        Root(tmp_path), str(net), "middle", "cpu", None, model_identity(net), threads=1, at_once=at_once, limits={}
     )
     columns = ["clip_id", "video_path", "num_frames"]
     rows = [new_row(**row) for row in kdepth.open_dataset(sample_run.root).table(columns=columns).to_pylist()]
@@ -533,7 +533,7 @@ def test_a_clip_too_narrow_for_the_model_is_a_failed_row(
     report = run_pipeline(sources, tmp_path / "root")
     assert report.failures == {("depth", "DepthError"): 1}
     (row,) = kdepth.open_dataset(tmp_path / "root").failures().to_pylist()
-    assert "can't take frames as small as 4096x16" in row["error_message"]
+    assert "the clip is 4096x16, a ratio of 256.0; max_aspect_ratio=10" in row["error_message"]
 
 
 def test_a_number_of_frames_has_one_name(sample_run: Run) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # models imports torch, which workers that only download must
 
 # Quantiles and thumbnail are made of every fourth pixel in both directions, 14,400 of a 640 x 360 frame.
 _STRIDE = 4
+MAX_ASPECT_RATIO = 10.0
+MAX_CLIP_PIXELS = 1e10  # ten minutes at 60 frames/s of 640 x 360 have 8.3e9
 
 
 def frames_name(frames: str | float) -> str:
@@ -88,6 +90,8 @@ def estimate_clip_depth(
     *,
     frames: str | float = "all",
     num_frames: int | None = None,
+    max_aspect_ratio: float = MAX_ASPECT_RATIO,
+    max_clip_pixels: float = MAX_CLIP_PIXELS,
     estimate: Estimate | None = None,
 ) -> dict[str, Any]:
     """Estimate the depth of a clip's frames and write them to a depth file.
@@ -100,6 +104,8 @@ def estimate_clip_depth(
         model: From `load_model`.
         frames: Which frames: see `frame_selector`.
         num_frames: Frames in the clip if known (only ``"middle"`` needs it, and counts otherwise).
+        max_aspect_ratio: A clip is refused whose longer side is more than so many times its shorter one.
+        max_clip_pixels: A clip is refused whose frames with depth have more pixels than this, all together.
         estimate: What to call instead of ``model.estimate``: that of a `SharedModel`, for several clips at once.
 
     Returns:
@@ -110,7 +116,7 @@ def estimate_clip_depth(
     Raises:
         ValueError: `frames` is not one of the allowed values.
         DatasetError: The clip can't be decoded.
-        DepthError: The clip has no frame, or the model gave depth that can't be stored.
+        DepthError: The clip has no frame or is larger than allowed, or the model gave depth that can't be stored.
     """
     import torch  # already there with the model
 
@@ -127,13 +133,21 @@ def estimate_clip_depth(
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     height, width = batch.rgb.shape[1:3]
+    if (ratio := max(height, width) / min(height, width)) > max_aspect_ratio:
+        raise DepthError(f"the clip is {width}x{height}, a ratio of {ratio:.1f}; max_aspect_ratio={max_aspect_ratio:g}")
+    most_frames = int(max_clip_pixels / (height * width))
+    if frames == "all" and (num_frames or 0) > most_frames:
+        raise _too_large(num_frames, width, height, max_clip_pixels)
     estimate = estimate or model.estimate
     with DepthWriter(destination, width, height) as writer, ThreadPoolExecutor(2) as pool:
         # Three threads on one core would drive each other's data out of its cache: 4 % of the time.
         submit = _at_once if model.device == "cpu" and torch.get_num_threads() == 1 else pool.submit
         written: Future[None] = _at_once(lambda: None)
         result: ClipDepth | None = None
+        num_done = 0
         while batch is not None:
+            if (num_done := num_done + len(batch.frames)) > most_frames:
+                raise _too_large(f"over {most_frames}", width, height, max_clip_pixels)
             decoded: Future[Batch | None] = submit(next, batches, None)
             result = estimate(batch.rgb, after=None if batch.starts_shot else result)
             written.result()  # frames must enter the encoder in order
@@ -151,6 +165,12 @@ def estimate_clip_depth(
         "flicker": statistics.flicker(),
         "shots": shots,
     }
+
+
+def _too_large(num_frames: object, width: int, height: int, max_clip_pixels: float) -> DepthError:
+    return DepthError(
+        f"{num_frames} frames of {width}x{height} are too many pixels; max_clip_pixels={max_clip_pixels:g}"
+    )
 
 
 def _at_once(work: Callable[..., Any], *args: Any) -> Future[Any]:

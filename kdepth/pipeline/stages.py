@@ -21,7 +21,13 @@ import ray.data
 from kdepth.models.base import DepthKind
 from kdepth.models.load import load_model, model_identity
 from kdepth.pipeline.batches import SharedModel
-from kdepth.pipeline.clip_depth import estimate_clip_depth, frame_selector, frames_name
+from kdepth.pipeline.clip_depth import (
+    MAX_ASPECT_RATIO,
+    MAX_CLIP_PIXELS,
+    estimate_clip_depth,
+    frame_selector,
+    frames_name,
+)
 from kdepth.pipeline.cluster import can_grow, cluster_size, start_ray
 from kdepth.pipeline.deaths import num_deaths
 from kdepth.pipeline.pending import PLAN_SCHEMA, plan_all
@@ -157,6 +163,8 @@ def estimate_depth(
     frames: str | float = "all",
     device: str = "auto",
     depth_kind: DepthKind | None = None,
+    max_aspect_ratio: float = MAX_ASPECT_RATIO,
+    max_clip_pixels: float = MAX_CLIP_PIXELS,
     concurrency: int | None = None,
 ) -> ray.data.Dataset:
     """Estimate depth of every transcoded clip into ``<root>/depth``. Lazy.
@@ -169,6 +177,7 @@ def estimate_depth(
         device: ``"auto"``: the GPUs if the cluster has any now; ``"cpu"``; or ``"cuda"``, also for a cluster whose GPUs
             are still to come.
         depth_kind: As for `load_model`: a DPT checkpoint needs it.
+        max_aspect_ratio, max_clip_pixels: As for `estimate_clip_depth`.
         concurrency: Actors, each with the model loaded once; more than GPUs share them. Default: as many as the cluster
             has room for, also when it grows: one a GPU, for ``small`` one for every two cores (up to 8 a GPU); without
             GPU one a core for ``small``, and for larger networks one that uses all cores.
@@ -197,9 +206,10 @@ def estimate_depth(
     grows = concurrency is None and (gpus > 0 or model == "small")
     # Never smaller: an actor that waits for downloads keeps its model, which takes up to a minute to load and compile.
     pool = {"min_size": size, "max_size": None} if grows else {"size": size}
+    limits = {"max_aspect_ratio": max_aspect_ratio, "max_clip_pixels": max_clip_pixels}
     return clips.map_batches(
         _DepthStage,
-        fn_constructor_args=(Root(root), model, frames, device, depth_kind, identity, threads, at_once),
+        fn_constructor_args=(Root(root), model, frames, device, depth_kind, identity, threads, at_once, limits),
         batch_size=1 if gpus else None,  # with GPUs Ray Data insists on a number; these are clips
         batch_format="pyarrow",
         num_cpus=_STAGE_CPUS,
@@ -257,8 +267,9 @@ class _DepthStage:
         identity: str,
         threads: int,
         at_once: int,
+        limits: dict[str, float],
     ) -> None:
-        self._root, self._frames = root, frames
+        self._root, self._frames, self._limits = root, frames, limits
         self._model = load_model(model, device=device, depth_kind=depth_kind, threads=threads)
         if self._model.identity != identity:  # a resumed run would take its own clips for another model's
             raise RuntimeError(f"the worker loaded {self._model.identity}, the driver planned for {identity}")
@@ -299,5 +310,6 @@ class _DepthStage:
                 frames=self._frames,
                 num_frames=row["num_frames"],
                 estimate=self._shared.estimate if self._shared else None,
+                **self._limits,
             )
         return {**found, "depth_path": name, "status": OK}
