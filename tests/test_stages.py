@@ -349,7 +349,7 @@ def test_no_row_is_lost_or_doubled_with_a_worker(ray_cluster: None, tmp_path: Pa
                     os._exit(1)
                 yield row
 
-        yield from stages._blocks(rows())
+        yield from stages._blocks(rows(), rows_a_block)
 
     names = [f"clip{number}" for number in range(8)]
     blocks = [pa.table({"clip_id": names[i : i + rows_a_block]}) for i in range(0, 8, rows_a_block)]

@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from kdepth.pipeline.cluster import can_grow, cluster_size, start_ray
 from kdepth.pipeline.deaths import num_deaths
 from kdepth.pipeline.pending import PLAN_SCHEMA, plan_all
 from kdepth.pipeline.workers import Row, download_rows, run_stage, transcode_row
-from kdepth.schema import CLIP_SCHEMA, OK, file_key, rows_to_table
+from kdepth.schema import OK, file_key, rows_to_table
 from kdepth.storage import Root, key_of, made_name
 from kdepth.video.transcode import check_height
 
@@ -101,6 +102,7 @@ def download(
             "allow_private_hosts": allow_private_hosts,
             "keep": keep_archives and Root(root).is_local,
             "at_once": batch_size,
+            "rows_a_block": _ROWS_A_BLOCK if is_long else 1,
         },
         batch_size=None,
         batch_format="pyarrow",
@@ -233,25 +235,25 @@ def _actors(cpus: int, gpus: int, concurrency: int | None, *, small: bool) -> tu
 # --- what Ray runs in the workers -------------------------------------------------------------------------------------
 
 
-def _blocks(rows: Iterator[Row]) -> Iterator[pa.Table]:
-    """Each row as a block; Ray Data puts them together again where blocks are to be larger."""
-    empty = True
-    for row in rows:
-        empty = False
-        yield rows_to_table([row])
-    if empty:  # Ray Data wants the schema of what there is none of
-        yield CLIP_SCHEMA.empty_table()
+def _blocks(rows: Iterator[Row], size: int) -> Iterator[pa.Table]:
+    """Rows as blocks of so many: a table of 16 rows costs 0.3 ms, 16 tables of one row cost 6 ms and Ray Data more."""
+    yield rows_to_table(list(islice(rows, size)))  # if there is no row, Ray Data still wants the schema
+    while some := list(islice(rows, size)):
+        yield rows_to_table(some)
 
 
-def _download_block(block: pa.Table, *, root: Root, annotations: pa.Table, **options: Any) -> Iterator[pa.Table]:
+def _download_block(
+    block: pa.Table, *, root: Root, annotations: pa.Table, rows_a_block: int, **options: Any
+) -> Iterator[pa.Table]:
     rows = [dict.fromkeys(PLAN_SCHEMA.names) | row for row in block.to_pylist()]
     has_archive = any(row["kind"] == "archive" for row in rows)
     by_clip_id = {row["clip_id"]: row for row in annotations.to_pylist()} if has_archive else {}
-    yield from _blocks(download_rows(rows, root, by_clip_id, **options))
+    yield from _blocks(download_rows(rows, root, by_clip_id, **options), rows_a_block)
 
 
 def _transcode_block(block: pa.Table, *, root: Root, height: int, keep_raw: bool) -> Iterator[pa.Table]:
-    yield from _blocks(transcode_row(row, root, height=height, keep_raw=keep_raw) for row in block.to_pylist())
+    rows = (transcode_row(row, root, height=height, keep_raw=keep_raw) for row in block.to_pylist())
+    yield from _blocks(rows, block.num_rows)
 
 
 class _DepthStage:
@@ -278,7 +280,7 @@ class _DepthStage:
         self._turn = threading.Lock()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        yield from _blocks(map(self._estimate, block.to_pylist()))
+        yield from _blocks(map(self._estimate, block.to_pylist()), block.num_rows)
 
     @contextmanager
     def _place(self, row: Row) -> Iterator[None]:
