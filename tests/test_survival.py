@@ -220,6 +220,7 @@ def test_damaged_files_are_found_made_again_and_named(
     assert good.row["committed_at"] == ds[good.clip_id].row["committed_at"]
 
     # Without looking inside: a size that is not the row's is enough.
+    cut = ds[cut.clip_id]  # made anew under another name
     cut.video_path.write_bytes(cut.video_path.read_bytes()[:-1000])
     report = run_pipeline(sources, root)
     assert list(report.damage) == [cut.clip_id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import lance
@@ -96,6 +97,8 @@ def test_what_can_not_be_sampled_is_said(root: Path) -> None:
 def test_workers_with_another_working_directory(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
+    # Spawning looks there; a process of pytest-xdist has none.
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
     monkeypatch.chdir(tmp_path)
     kdepth.pack("root", "packed")
     samples = kdepth.torch_dataset(place, num_frames=2, step=3, size=(18, 32), seed=1)
