@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -37,7 +38,7 @@ from kdepth.errors import (
 from kdepth.video.depth_file import DepthWriter, read_checksums, read_depth, read_depth_at
 from kdepth.video.frames import read_frame_at, read_frames
 from kdepth.video.probe import probe
-from kdepth.video.transcode import VideoInfo, transcode_file, video_info
+from kdepth.video.transcode import VideoInfo, _allowed_seconds, transcode_file, video_info
 
 
 @pytest.fixture(autouse=True)
@@ -422,3 +423,11 @@ def test_messages_name_the_file_and_no_folder(build: str, tmp_path: Path) -> Non
     with pytest.raises(TranscodeError) as caught:
         transcode_file(Clip("a.mp4").build(tmp_path), tmp_path / "nowhere" / "clip.mp4")
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_the_time_limit_grows_with_length_and_pixels(tmp_path: Path) -> None:
+    media = probe(Clip("a.mp4", size=(64, 48)).build(tmp_path))
+    assert _allowed_seconds(media) == pytest.approx(300, abs=1)
+    # Half a minute, and three minutes, of 4K at 60 frames/s.
+    assert _allowed_seconds(replace(media, width=3840, height=2160, num_packets=1800)) == pytest.approx(1046, abs=1)
+    assert _allowed_seconds(replace(media, width=3840, height=2160, num_packets=10800)) == 3600
