@@ -241,3 +241,53 @@ def test_whole_files_of_a_killed_run_are_used_again_and_no_others(
     (other,) = kdepth.open_dataset(root).table().to_pylist()
     assert other["video_path"] != row["video_path"]
     assert Root(root).size(row["video_path"]) == row["video_bytes"]
+
+
+def test_a_damaged_file_of_an_archives_clip_is_made_anew(
+    ray_cluster: None, server: Server, whole: bytes, tmp_path: Path
+) -> None:
+    """Its key is that of the file that is wanted, but it is not whole."""
+    put(tmp_path, "part.tgz", dict.fromkeys(NAMES[:2], whole))
+    sources, root = kdepth.read_sources([server.url("part.tgz")]), tmp_path / "root"
+    run_pipeline(sources, root, frames="first", keep_raw=False)
+    clip = kdepth.open_dataset(root)[NAMES[0]]
+    clip.video_path.write_bytes(clip.video_path.read_bytes()[:-500])
+    report = run_pipeline(sources, root, frames="first", keep_raw=False)
+    assert (report.num_ok, report.num_failed, list(report.damage)) == (1, 0, NAMES[:1])
+    ds = kdepth.open_dataset(root)
+    assert ds[NAMES[0]].row["video_path"] != clip.row["video_path"]
+    assert ds.verify().num_rows == 0
+    # Its own source is not in the list any more: another one will do.
+    ds[NAMES[0]].video_path.write_bytes(b"")
+    put(tmp_path, "other.tgz", {NAMES[0]: whole})
+    report = run_pipeline(kdepth.read_sources([server.url("other.tgz")]), root, frames="first", keep_raw=False)
+    assert (report.num_ok, report.num_failed, report.other_content) == (1, 0, [])
+    ds = kdepth.open_dataset(root)
+    assert ds[NAMES[0]].row["source_url"] == server.url("other.tgz")
+    assert ds.verify().num_rows == 0
+    # And if there is none, the row says so.
+    ds[NAMES[0]].video_path.write_bytes(b"")
+    put(tmp_path, "other.tgz", {NAMES[0]: whole[: len(whole) // 3]})
+    for path in (root / "archives").iterdir():
+        path.unlink()
+    run_pipeline(kdepth.read_sources([server.url("other.tgz")]), root, frames="first", keep_raw=False)
+    rows = kdepth.open_dataset(root).table(columns=["clip_id", "status", "failed_stage"]).to_pylist()
+    assert rows[0] == {"clip_id": NAMES[0], "status": "failed", "failed_stage": "transcode"}
+
+
+def test_a_message_does_not_say_where_the_root_is(
+    ray_cluster: None, server: Server, whole: bytes, tmp_path: Path
+) -> None:
+    put(tmp_path, "a.mp4", whole)
+    sources, root = kdepth.read_sources([server.url("a.mp4")]), tmp_path / "root"
+    net = tmp_path / "net.py"
+    net.write_text(
+        "import kdepth\n\ndef load(device):\n    def predict(frames, focal, before):\n"
+        f"        open({str(root / 'depth' / 'no' / 'file')!r})\n"
+        "    return kdepth.DepthModel(predict, kind='metric')\n"
+    )
+    report = run_pipeline(sources, root, model=str(net))
+    assert report.failures == {("depth", "FileNotFoundError"): 1}  # any error of a clip is that clip's
+    (row,) = kdepth.open_dataset(root).failures().to_pylist()
+    assert "depth/no/file" in row["error_message"]
+    assert str(root) not in row["error_message"]

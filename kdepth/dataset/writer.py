@@ -65,12 +65,14 @@ class ClipWriter:
         self._buffer: dict[str, dict[str, Any]] = {}  # by clip_id
         self._last_commit = time.monotonic()
         self._seen: dict[str, str | None] = {}  # clip_id -> SHA-256 of what it was made of if it is ok, else None
+        self._replaced: set[str] = set()
         self._dataset = _open_for_writing(self.root.lance_uri)
 
     def add(self, row: Mapping[str, Any], *, replace: bool = False) -> bool:
         """Take a row; commit if it is time. False if this run has had the clip already, at least as well.
 
-        With `replace` an earlier run's row that is ok goes even if this one failed: its files are damaged.
+        With `replace` an earlier run's row that is ok goes, whatever this one is and of which source: its files are
+        damaged.
         """
         clip_id = row["clip_id"]
         content = (row["raw_sha256"] or "") if row["status"] == OK else None
@@ -84,7 +86,9 @@ class ClipWriter:
                 self._buffer[clip_id] = {**row, "run_id": self._run_id}
                 return False
         if replace:
-            self.discard(clip_id)
+            self._replaced.add(clip_id)
+            if content is None:
+                self.discard(clip_id)
         self._seen[clip_id] = content
         self._buffer[clip_id] = {**row, "run_id": self._run_id}
         if len(self._buffer) >= _COMMIT_ROWS or time.monotonic() - self._last_commit >= _COMMIT_SECONDS:
@@ -97,7 +101,7 @@ class ClipWriter:
 
     def _keep_earlier(self) -> None:
         """Drop ok rows of clips that an earlier run made of another source, as they are asked for now."""
-        ok = [row for row in self._buffer.values() if row["status"] == OK]
+        ok = [row for row in self._buffer.values() if row["status"] == OK and row["clip_id"] not in self._replaced]
         names = ", ".join(quoted(row["clip_id"]) for row in ok)
         where = f"status = '{OK}' and run_id != {quoted(self._run_id)} and clip_id in ({names})"
         columns = ["clip_id", "raw_sha256", *_SOURCE_COLUMNS, *_ASKED_COLUMNS]
@@ -138,6 +142,7 @@ class ClipWriter:
     def commit(self) -> None:
         """Commit what was taken, in one transaction."""
         if self._buffer:
+            self._dataset.checkout_latest()
             self._keep_earlier()
         if self._buffer:
             now = datetime.now(UTC)

@@ -50,7 +50,6 @@ PLAN_SCHEMA = pa.schema(
         ("max_clips", pa.int32()),
         ("skip_members", pa.list_(pa.string())),
         ("why", pa.string()),  # there is something to do: "new", "retry", "frames 2 -> all", ...
-        ("damage", pa.string()),  # what is wrong with the files of a committed clip; null: nothing
     ]
 )
 _ROWS_AT_ONCE = 1024
@@ -64,11 +63,13 @@ class PlanRecord:
     Attributes:
         asked: The parameters of the run, for the dataset's memory of it (`ClipDataset.runs`).
         num_stay_failed: Clips that failed in an earlier run, and are not taken up.
+        damage: What is wrong with the files of the dataset's clips that are ok: ``clip_id`` -> problem.
         labels: Committed clips that the list gives another label or split: ``clip_id`` -> ``[label, split]``.
     """
 
     asked: dict[str, Any] = field(default_factory=dict)
     num_stay_failed: int = 0
+    damage: dict[str, str] = field(default_factory=dict)
     labels: dict[str, list[str | None]] = field(default_factory=dict)
 
     @classmethod
@@ -114,9 +115,9 @@ def pending(
 
     Returns:
         Rows for `download`, in the order of `sources`: the columns of a clip with what is known already, and ``kind``,
-        ``max_clips``, ``skip_members``, ``damage`` and ``why``: ``"new"``, ``"retry"``, ``"another source"``, or what
-        of a clip will be replaced, such as ``"frames 2 -> all"``. Several rows with one ``clip_id`` are alternatives:
-        the first that becomes ok is kept.
+        ``max_clips``, ``skip_members`` and ``why``: ``"new"``, ``"retry"``, ``"another source"``, or what of a clip
+        will be replaced, such as ``"frames 2 -> all"``. Several rows with one ``clip_id`` are alternatives: the first
+        that becomes ok is kept. The metadata holds a `PlanRecord`.
 
     Raises:
         ValueError: `frames` is not one of the allowed values, or `depth_kind` can't be.
@@ -156,6 +157,8 @@ class _Planner:
         self._sizes = {name: size for folder in ("raw", "360p", "depth") for name, size in root.sizes(folder).items()}
         self._members: dict[str, list[Row]] = {}  # rows by their archive's URL
         for row in self._known.values():
+            if problem := self._damage(row):
+                self.record.damage[row["clip_id"]] = problem
             if row["archive_member"] is not None:
                 self._members.setdefault(lasting_url(row["source_url"]), []).append(row)
         archives = sources.filter(pc.equal(sources["kind"], "archive"))["url"].to_pylist()
@@ -216,7 +219,7 @@ class _Planner:
         asked = self._asked
         if row["status"] == FAILED:
             return "retry"
-        if self._damage(row) is not None:
+        if row["clip_id"] in self.record.damage:
             return "damaged"
         if row["depth_model"] is None:  # of a pipeline that ended before
             return "no depth yet"
@@ -249,9 +252,7 @@ class _Planner:
 
         The row stays of one piece: who uses its files names their source.
         """
-        known = {name: row[name] for name in ("failed_stage", "tried_sources", "committed_at")} | {
-            "damage": self._damage(row)
-        }
+        known = {name: row[name] for name in ("failed_stage", "tried_sources", "committed_at")}
         is_own = source_key(fields["source_url"] or "", fields.get("archive_member")) == _own_key(row)
         if row["failed_stage"] == "transcode" or (row["status"] == FAILED and not is_own):
             return fields | known  # the bytes were bad, or these are others

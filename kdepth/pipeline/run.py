@@ -88,13 +88,10 @@ class _Run:
         for row in read_rows(root, columns, f"status = '{FAILED}'").to_pylist():
             self._tried[row["clip_id"]] = row["tried_sources"] or []
         self._sources = sources if sources is not None else pa.table({"clip_id": [], "kind": []})
-        self._is_plan = "damage" in self._sources.column_names
+        self._is_plan = "why" in self._sources.column_names
         self._record = PlanRecord.of(self._sources)
         self._parameters |= self._record.asked
         self.report.num_stay_failed = self._record.num_stay_failed
-        if self._is_plan:
-            damaged = self._sources.filter(pc.is_valid(self._sources["damage"]))
-            self.report.damage = dict(zip(*(damaged[name].to_pylist() for name in ("clip_id", "damage")), strict=True))
         kinds = Counter(self._sources["kind"].to_pylist())
         self.report.num_sources = kinds.total() - kinds["annotation"]
         self._annotated: set[str] = set()
@@ -134,9 +131,11 @@ class _Run:
         if not is_ok and (key := source_key(row["source_url"] or "", row["archive_member"])) not in tried:
             tried.append(key)
         row["tried_sources"] = None if is_ok else list(tried)
-        # Of a clip with damaged files the row is not true any more.
-        if not self.writer.add(row, replace=not is_ok and clip_id in report.damage):
+        problem = self._record.damage.get(clip_id)
+        if not self.writer.add(row, replace=problem is not None):  # the earlier row is not true any more
             return False
+        if problem is not None:
+            report.damage[clip_id] = problem
         before = self._failed.pop(clip_id, None)  # of another source
         if before is not None:
             report.num_failed -= 1
@@ -213,8 +212,8 @@ class _Progress:
         report = self._run.report
         (since, before), (until, after) = self._received[0], self._received[-1]
         known = [f"{report.num_failed} failed", f"{report.num_depth_frames / seconds:.1f} frames/s"]
-        if after > before:
-            known.append(f"{(after - before) / max(until - since, 1e-9) / 1e6:.1f} MB/s")
+        if (megabytes := (after - before) / 1e6 / max(until - since, 1e-9)) >= 0.1:
+            known.append(f"{megabytes:.1f} MB/s")
         self._bar.set_postfix_str(", ".join(known), refresh=False)
         self._bar.update(is_new)
 

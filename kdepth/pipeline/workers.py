@@ -21,7 +21,7 @@ from kdepth.downloads.archive import Member, index_name, read_archive
 from kdepth.downloads.http import fetch
 from kdepth.downloads.network import client_session
 from kdepth.downloads.youtube import fetch_youtube
-from kdepth.errors import SourceError, StorageError, printable
+from kdepth.errors import DamagedMediaError, SourceError, StorageError, printable
 from kdepth.pipeline.deaths import counted
 from kdepth.schema import (
     COLUMNS,
@@ -49,8 +49,8 @@ _YOUTUBE_AT_ONCE = 2  # each is a process
 _ENCODING = "x264 crf 20 veryfast"
 
 
-def failure(stage: str, error: BaseException) -> Row:
-    """The columns of a failed row.
+def failure(root: Root, stage: str, error: BaseException) -> Row:
+    """The columns of a failed row. Its message does not say where the root is.
 
     Raises:
         StorageError: The disk is full, which concerns the run and not the clip.
@@ -61,7 +61,7 @@ def failure(stage: str, error: BaseException) -> Row:
         "status": FAILED,
         "failed_stage": stage,
         "error_type": type(error).__name__,
-        "error_message": printable(str(error)),
+        "error_message": printable(str(error).replace(f"{root.work}/", "")),
     }
     if stage == "download":
         columns["http_status"] = getattr(error, "http_status", None)
@@ -77,7 +77,7 @@ def run_stage(row: Row, stage: str, root: Root, work: Callable[[], Mapping[str, 
             row.update(work())
     except Exception as error:  # of a clip: whatever it is, the others go on
         root.check_space(error)
-        row.update(failure(stage, error))
+        row.update(failure(root, stage, error))
     row[f"{stage}_seconds"] = time.perf_counter() - started
     return row
 
@@ -116,7 +116,7 @@ class Downloads:
         if row["video_path"] or row["raw_path"]:
             return row
         if row["kind"] == "invalid":
-            return row | failure("source", SourceError(row["problem"]))
+            return row | failure(self._root, "source", SourceError(row["problem"]))
         row["failed_stage"] = None  # of an earlier run
         row["download_started_at"] = datetime.now(UTC)
         started = time.perf_counter()
@@ -124,7 +124,7 @@ class Downloads:
             row.update(await (self._fetched(row, row["clip_id"]) if row["cut_end_seconds"] is None else self._cut(row)))
         except Exception as error:
             self._root.check_space(error)
-            row.update(failure("download", error))
+            row.update(failure(self._root, "download", error))
         row["download_seconds"] = time.perf_counter() - started
         return row
 
@@ -200,7 +200,7 @@ class Downloads:
                     clip.update(raw_bytes=member.num_bytes, raw_sha256=member.sha256)
                 else:
                     clip_id = clip_id_for(url, member.member, annotated=annotations)
-                    clip.update(clip_id=clip_id, archive_member=member.member, **failure("download", member))
+                    clip.update(clip_id=clip_id, archive_member=member.member, **failure(root, "download", member))
                 clip.update(_annotation(clip["clip_id"], annotations))
                 # The time since the last member: what this one made the pipeline wait.
                 clip["download_seconds"] = time.perf_counter() - started
@@ -210,7 +210,7 @@ class Downloads:
                 await asyncio.to_thread(root.publish, index_name(url))
         except Exception as error:
             root.check_space(error)
-            yield itself | failure("download", error)
+            yield itself | failure(root, "download", error)
         else:
             if row["status"] == FAILED:
                 yield itself | {"status": SUPERSEDED}
@@ -321,9 +321,8 @@ def transcode_row(row: Row, root: Root, *, height: int, keep_raw: bool) -> Row:
 def _transcoded(row: Row, root: Root, height: int) -> Row:
     cut = row["cut_start_seconds"], row["cut_end_seconds"]
     key = key_of(row["raw_sha256"], height, *cut, _ENCODING)
-    # Of a run that was killed before it could commit the row; what an earlier row names may be damaged.
-    if row["committed_at"] is None and (name := root.find_made("360p", row["clip_id"], key)):
-        with root.reading(name) as path:
+    if name := root.find_made("360p", row["clip_id"], key):  # of a run that was killed before it could commit the row
+        with root.reading(name) as path, contextlib.suppress(DamagedMediaError):  # else a committed row's, cut off
             return _video_columns(name, path, video_info(path))
     name = made_name("360p", row["clip_id"], key, ".mp4")
     with root.reading(row["raw_path"]) as source, root.writing(name) as path:
