@@ -19,7 +19,7 @@ import ray.data
 # Private: Ray reads two constants from the environment when it is imported, maybe before kdepth was. Without the one,
 # a driver under `uv run` waits for ever: Ray starts its workers by `uv run` in a copy of the project, where none comes
 # up.
-# Without the other, eight of Ray's processes listen on all addresses of this machine, where they take commands.
+# Without the other, seven of Ray's sockets listen on all addresses of this machine, where they take commands.
 from ray._private import ray_constants
 
 # Private: Ray Data has no public limit for files on a disk that wait for the next stage; its own limits look at its
