@@ -9,7 +9,6 @@ import math
 import re
 import socket
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -46,15 +45,13 @@ _MOST_ACTORS_A_GPU = 8
 # Clips that a GPU's worker has at once: while the network computes for one, others are decoded and encoded.
 _CLIPS_AT_ONCE_ON_GPU = 8
 _MAX_DOWNLOAD_TASKS = 1000  # each costs the driver a few milliseconds before anything starts
-# What Ray Data takes for a clip that costs nothing: 43 ms where it has a task of its own, 7 where 16 share one and each
-# is a block, 1.7 where the 16 are one block. A list of so many clips a core has tasks of two clips and more, up to 16;
-# one that is much longer has blocks of 16, too, which are committed together.
-_CLIPS_A_CPU_AND_TASK = 32
+# Ray Data takes 12 ms of CPU time, and on two cores 20 ms until the next, for a block of one clip; 3 ms a clip in blocks
+# of 16. In a list that is this long for a core, 16 clips are a five-hundredth of the work; in shorter ones each clip is
+# a block, and is committed as soon as it is done.
 _LONG_LIST_CLIPS_A_CPU = 8000
-_MOST_ROWS = 16
+_ROWS_A_BLOCK = 16
 # Keys in a Ray dataset's context: the Ray node that it was made for, and whether it can't begin without a GPU.
 SESSION_KEY, NEEDS_GPU_KEY = "kdepth.session", "kdepth.needs_gpu"
-_ROWS_KEY = "kdepth.rows"  # clips a block, and a task
 NOTE_KEY = "kdepth.note"  # what the progress line says at the start
 
 
@@ -88,13 +85,7 @@ def download(
     # Or each `take` would look through all chunks, and copy the plan's record.
     sources = sources.combine_chunks().replace_schema_metadata(None)
     annotations = sources.filter(pc.equal(sources["kind"], "annotation"))
-    cpus = max(1, cluster_size()[0])
-    num_clips = _num_clips(sources)
-    is_long = num_clips >= _LONG_LIST_CLIPS_A_CPU * cpus and "archive" not in sources["kind"].to_pylist()
-    rows_a_block = _MOST_ROWS if is_long else 1
-    rows_a_task = min(max(1, num_clips // (_CLIPS_A_CPU_AND_TASK * cpus)), _MOST_ROWS)
-    # Of a long list a task's files are a block; of others there are at most 1,000 tasks.
-    chunks = _chunks(sources, _MOST_ROWS if is_long else max(batch_size, math.ceil(len(sources) / _MAX_DOWNLOAD_TASKS)))
+    chunks, is_long = _chunks(sources, batch_size)
     # In Ray's memory, which counts as the driver's, without the columns in which nothing is known.
     sources = sources.select([name for name in sources.column_names if sources[name].null_count < sources.num_rows])
     blocks = [sources.take(chunk) for chunk in chunks] or [sources.schema.empty_table()]
@@ -103,7 +94,6 @@ def download(
     # In bytes. 1: each row leaves its stage at once, as a block of its own. None: each block stays as it is. Either way
     # a task that is run again, because its process died, gives the same rows in the same blocks, as Ray expects.
     clips.context.target_max_block_size = None if is_long else 1
-    clips.context.set_config(_ROWS_KEY, (rows_a_block, rows_a_task))
     clips.context.set_config(SESSION_KEY, ray.get_runtime_context().get_node_id())
     return clips.map_batches(
         _download_block,
@@ -113,7 +103,7 @@ def download(
             "allow_private_hosts": allow_private_hosts,
             "keep": keep_archives and Root(root).is_local,
             "at_once": batch_size,
-            "rows_a_block": rows_a_block,
+            "rows_a_block": _ROWS_A_BLOCK if is_long else 1,
         },
         batch_size=None,
         batch_format="pyarrow",
@@ -122,22 +112,16 @@ def download(
     )
 
 
-def _num_clips(sources: pa.Table) -> int:
-    """Clips that are to come, as far as it is known: of an archive without a limit the annotations are all there is."""
-    kinds = Counter(sources["kind"].to_pylist())
-    limits = sources.filter(pc.equal(sources["kind"], "archive"))["max_clips"]
-    wanted = kinds["annotation"] if limits.null_count else pc.sum(limits).as_py() or 0
-    return kinds.total() - kinds["archive"] - kinds["annotation"] + int(wanted)
-
-
-def _chunks(sources: pa.Table, size: int) -> list[list[int]]:
-    """Row numbers for each download task, in the order of the list: so many files, or one archive.
+def _chunks(sources: pa.Table, batch_size: int) -> tuple[list[list[int]], bool]:
+    """Row numbers for each download task, in the order of the list; and whether blocks are to hold several clips.
 
     Clips that are cut out of one file are one task's, which fetches it once.
     """
     kinds = sources["kind"].to_pylist()
     archives = [[i] for i, kind in enumerate(kinds) if kind == "archive"]
     files = [i for i, kind in enumerate(kinds) if kind not in ("archive", "annotation")]
+    is_long = not archives and len(files) >= _LONG_LIST_CLIPS_A_CPU * max(1, cluster_size()[0])
+    size = _ROWS_A_BLOCK if is_long else max(batch_size, math.ceil(len(files) / _MAX_DOWNLOAD_TASKS))
     ends = sources["cut_end_seconds"].to_pylist()
     groups: dict[object, list[int]] = {}
     for i in files:
@@ -147,7 +131,7 @@ def _chunks(sources: pa.Table, size: int) -> list[list[int]]:
         if chunks[-1] and len(chunks[-1]) + len(group) > size:
             chunks.append([])
         chunks[-1] += group
-    return sorted([chunk for chunk in chunks if chunk] + archives)
+    return sorted([chunk for chunk in chunks if chunk] + archives), is_long
 
 
 def transcode(
@@ -165,11 +149,10 @@ def transcode(
         ValueError: `height` is not one of these.
     """
     check_height(height)
-    rows_a_block, rows_a_task = clips.context.get_config(_ROWS_KEY, (1, 1))
     return clips.map_batches(
         _transcode_block,
-        fn_kwargs={"root": Root(root), "height": height, "keep_raw": keep_raw, "rows_a_block": rows_a_block},
-        batch_size=rows_a_task,
+        fn_kwargs={"root": Root(root), "height": height, "keep_raw": keep_raw},
+        batch_size=None,
         batch_format="pyarrow",
         num_cpus=_STAGE_CPUS,
     )
@@ -226,23 +209,11 @@ def estimate_depth(
     grows = concurrency is None and (gpus > 0 or model == "small")
     # Never smaller: an actor that waits for downloads keeps its model, which takes up to a minute to load and compile.
     pool = {"min_size": size, "max_size": None} if grows else {"size": size}
-    rows_a_block, rows_a_task = clips.context.get_config(_ROWS_KEY, (1, 1))
     limits = {"max_aspect_ratio": max_aspect_ratio, "max_clip_pixels": max_clip_pixels}
     return clips.map_batches(
         _DepthStage,
-        fn_constructor_args=(
-            Root(root),
-            model,
-            frames,
-            device,
-            depth_kind,
-            identity,
-            threads,
-            at_once,
-            limits,
-            rows_a_block,
-        ),
-        batch_size=rows_a_task if gpus else None,  # None: as `transcode` gives them, with which it is one task
+        fn_constructor_args=(Root(root), model, frames, device, depth_kind, identity, threads, at_once, limits),
+        batch_size=1 if gpus else None,  # with GPUs Ray Data insists on a number; these are clips
         batch_format="pyarrow",
         num_cpus=_STAGE_CPUS,
         num_gpus=share,
@@ -281,11 +252,9 @@ def _download_block(
     yield from _blocks(download_rows(rows, root, by_clip_id, **options), rows_a_block)
 
 
-def _transcode_block(
-    block: pa.Table, *, root: Root, height: int, keep_raw: bool, rows_a_block: int
-) -> Iterator[pa.Table]:
+def _transcode_block(block: pa.Table, *, root: Root, height: int, keep_raw: bool) -> Iterator[pa.Table]:
     rows = (transcode_row(row, root, height=height, keep_raw=keep_raw) for row in block.to_pylist())
-    yield from _blocks(rows, rows_a_block)
+    yield from _blocks(rows, block.num_rows)
 
 
 class _DepthStage:
@@ -302,9 +271,8 @@ class _DepthStage:
         threads: int,
         at_once: int,
         limits: dict[str, float],
-        rows_a_block: int = 1,
     ) -> None:
-        self._root, self._frames, self._limits, self._rows_a_block = root, frames, limits, rows_a_block
+        self._root, self._frames, self._limits = root, frames, limits
         self._model = load_model(model, device=device, depth_kind=depth_kind, threads=threads)
         if self._model.identity != identity:  # a resumed run would take its own clips for another model's
             raise RuntimeError(f"the worker loaded {self._model.identity}, the driver planned for {identity}")
@@ -313,7 +281,7 @@ class _DepthStage:
         self._turn = threading.Lock()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        yield from _blocks(map(self._estimate, block.to_pylist()), self._rows_a_block)
+        yield from _blocks(map(self._estimate, block.to_pylist()), block.num_rows)
 
     @contextmanager
     def _place(self, row: Row) -> Iterator[None]:
