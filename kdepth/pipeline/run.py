@@ -212,8 +212,8 @@ class _Progress:
         report = self._run.report
         (since, before), (until, after) = self._received[0], self._received[-1]
         known = [f"{report.num_failed} failed", f"{report.num_depth_frames / seconds:.1f} frames/s"]
-        if (megabytes := (after - before) / 1e6 / max(until - since, 1e-9)) >= 0.1:
-            known.append(f"{megabytes:.1f} MB/s")
+        if after > before:
+            known.append(f"{(after - before) / 1e6 / (until - since):.3g} MB/s")
         self._bar.set_postfix_str(", ".join(known), refresh=False)
         self._bar.update(is_new)
 
