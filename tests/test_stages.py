@@ -156,6 +156,18 @@ def test_bad_sources_are_failed_rows_and_stop_nobody(
     assert statuses(root) == {"ok": 2, "failed": 2}
 
 
+def test_limits_of_a_clip_are_set_where_a_notebook_calls_the_stage(
+    ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path
+) -> None:
+    sources = kdepth.read_sources(sample_server.url_list, limit=1)
+    downloaded = kdepth.download(sources, tmp_path, allow_private_hosts=True).materialize()
+    limits = {"max_duration_seconds": 0.5, "timeout_seconds": 0.01, "max_pixels": 64, "max_fps": 0.5}
+    for name, limit in limits.items():
+        (row,) = kdepth.transcode(downloaded, tmp_path, **{name: limit}).take_all()  # type: ignore[arg-type]
+        assert row["failed_stage"] == "transcode"
+        assert name in row["error_message"]
+
+
 def test_a_later_run_redoes_what_it_must_and_no_more(
     ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ from kdepth.pipeline.pending import PLAN_SCHEMA, plan_all
 from kdepth.pipeline.workers import Row, download_rows, run_stage, transcode_row
 from kdepth.schema import OK, file_key, rows_to_table
 from kdepth.storage import Root, key_of, made_name
-from kdepth.video.transcode import check_height
+from kdepth.video.transcode import MAX_PIXELS, check_height
 
 # Ray Data fuses neighbouring stages that ask for the same: on a machine without GPU, transcode and depth become one
 # worker process a core. What they leave of a core is for downloads, which wait more than they compute.
@@ -135,7 +135,15 @@ def _chunks(sources: pa.Table, batch_size: int) -> tuple[list[list[int]], bool]:
 
 
 def transcode(
-    clips: ray.data.Dataset, root: str | Path, *, height: int = 360, keep_raw: bool = True
+    clips: ray.data.Dataset,
+    root: str | Path,
+    *,
+    height: int = 360,
+    keep_raw: bool = True,
+    timeout_seconds: float | None = None,
+    max_duration_seconds: float = 600.0,
+    max_pixels: int = MAX_PIXELS,
+    max_fps: float = 120.0,
 ) -> ray.data.Dataset:
     """Transcode every downloaded clip to ``<root>/360p``. Lazy.
 
@@ -144,6 +152,7 @@ def transcode(
         root: Folder of the dataset.
         height: The shorter side of the result in pixels, even, 32 to 2160.
         keep_raw: Keep what was downloaded; otherwise it is deleted once transcoded, or found to be no video.
+        timeout_seconds, max_duration_seconds, max_pixels, max_fps: As for `transcode_file`.
 
     Raises:
         ValueError: `height` is not one of these.
@@ -151,7 +160,15 @@ def transcode(
     check_height(height)
     return clips.map_batches(
         _transcode_block,
-        fn_kwargs={"root": Root(root), "height": height, "keep_raw": keep_raw},
+        fn_kwargs={
+            "root": Root(root),
+            "height": height,
+            "keep_raw": keep_raw,
+            "timeout_seconds": timeout_seconds,
+            "max_duration_seconds": max_duration_seconds,
+            "max_pixels": max_pixels,
+            "max_fps": max_fps,
+        },
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=_STAGE_CPUS,
@@ -252,8 +269,8 @@ def _download_block(
     yield from _blocks(download_rows(rows, root, by_clip_id, **options), rows_a_block)
 
 
-def _transcode_block(block: pa.Table, *, root: Root, height: int, keep_raw: bool) -> Iterator[pa.Table]:
-    rows = (transcode_row(row, root, height=height, keep_raw=keep_raw) for row in block.to_pylist())
+def _transcode_block(block: pa.Table, *, root: Root, **options: Any) -> Iterator[pa.Table]:
+    rows = (transcode_row(row, root, **options) for row in block.to_pylist())
     yield from _blocks(rows, block.num_rows)
 
 

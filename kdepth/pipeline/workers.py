@@ -306,10 +306,13 @@ class _End:
 # --- transcode --------------------------------------------------------------------------------------------------------
 
 
-def transcode_row(row: Row, root: Root, *, height: int, keep_raw: bool) -> Row:
-    """Transcode a clip that was downloaded. Without `keep_raw` what this run downloaded of it is deleted then."""
+def transcode_row(row: Row, root: Root, *, height: int, keep_raw: bool, **limits: Any) -> Row:
+    """Transcode a clip that was downloaded. Without `keep_raw` what this run downloaded of it is deleted then.
+
+    `limits` are those of `transcode_file`.
+    """
     if row["status"] is None and row["raw_path"] and not row["video_path"]:
-        row = run_stage(row, "transcode", root, lambda: _transcoded(row, root, height))
+        row = run_stage(row, "transcode", root, lambda: _transcoded(row, root, height, limits))
     # What could not be transcoded is of no use either: another try begins with other bytes.
     is_done = row["status"] is None or row["failed_stage"] == "transcode"
     if not keep_raw and row["raw_path"] and row["download_started_at"] and is_done:
@@ -318,7 +321,7 @@ def transcode_row(row: Row, root: Root, *, height: int, keep_raw: bool) -> Row:
     return row
 
 
-def _transcoded(row: Row, root: Root, height: int) -> Row:
+def _transcoded(row: Row, root: Root, height: int, limits: Mapping[str, Any]) -> Row:
     cut = row["cut_start_seconds"], row["cut_end_seconds"]
     key = key_of(row["raw_sha256"], height, *cut, _ENCODING)
     if name := root.find_made("360p", row["clip_id"], key):  # of a run that was killed before it could commit the row
@@ -326,7 +329,9 @@ def _transcoded(row: Row, root: Root, height: int) -> Row:
             return _video_columns(name, path, video_info(path))
     name = made_name("360p", row["clip_id"], key, ".mp4")
     with root.reading(row["raw_path"]) as source, root.writing(name) as path:
-        info = transcode_file(source, path, height=height, threads=1, start_seconds=cut[0], end_seconds=cut[1])
+        info = transcode_file(
+            source, path, height=height, threads=1, start_seconds=cut[0], end_seconds=cut[1], **limits
+        )
         return _video_columns(name, path, info)
 
 
