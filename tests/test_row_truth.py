@@ -17,6 +17,9 @@ from pipeline_run import run_pipeline
 
 import kdepth
 from kdepth.errors import DatasetError
+from kdepth.pipeline.deaths import counted
+from kdepth.pipeline.pending import PlanRecord, plan_all
+from kdepth.pipeline.workers import download_rows
 from kdepth.storage import Root
 from kdepth.video.ffmpeg import ffmpeg_path
 
@@ -56,7 +59,7 @@ def put(tmp_path: Path, name: str, content: bytes | dict[str, bytes]) -> None:
         return
     with tarfile.open(path, "w:gz") as tar:
         for member, data in content.items():
-            info = tarfile.TarInfo(f"val/{member}.mp4")
+            info = tarfile.TarInfo(f"val/{member}" if "." in member else f"val/{member}.mp4")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
 
@@ -108,6 +111,8 @@ def test_a_later_run_mends_from_another_source_and_does_not_try_the_same_again(
     rows = {row["clip_id"]: row for row in kdepth.open_dataset(root).table().to_pylist()}
     assert [len(rows[name]["tried_sources"]) for name in NAMES] == [2, 1, 1, 1]
     assert kdepth.pending(sources("part.tgz", "broken.tgz"), root, frames="first").num_rows == 0
+    plan = kdepth.pending(sources("part.tgz", f"mirror/{NAMES[1]}.mp4"), root, frames="first")
+    assert [plan.num_rows, PlanRecord.of(plan).num_stay_failed] == [1, 3]
     # The replacement alone, and a URL of another one.
     report = run_pipeline(sources("replacement.tgz", f"mirror/{NAMES[1]}.mp4"), root, frames="first")
     assert (report.num_ok, report.num_failed) == (2, 0)
@@ -155,13 +160,16 @@ def test_segments_of_a_film_are_clips_and_it_is_fetched_once(ray_cluster: None, 
     # Grey that grows by 10 levels a second.
     grey = "color=black:size=64x48:rate=10:duration=20,geq=lum='20+10*floor(T)':cb=128:cr=128"
     put(tmp_path, "film.mp4", film(tmp_path / "film.mp4", grey))
+    root = tmp_path / "root"
+    run_pipeline(kdepth.read_sources([server.url("film.mp4")]), root, frames="first")  # all of it is a clip, too
+    (whole,) = kdepth.open_dataset(root).table().to_pylist()
+    server.requests.clear()
     table = tmp_path / "segments.csv"
     spans = [(2, 4), (11, 12), (15, 18)]
     table.write_text(
         "url,time_start,time_end,label\n"
         + "".join(f"{server.url('film.mp4')},{start},{end},from{start}\n" for start, end in spans)
     )
-    root = tmp_path / "root"
     report = run_pipeline(kdepth.read_sources(table), root, frames="first", keep_raw=False)
     assert (report.num_ok, report.num_failed) == (3, 0)
     assert len([request for request in server.requests if request.path.endswith("film.mp4")]) == 1
@@ -175,7 +183,8 @@ def test_segments_of_a_film_are_clips_and_it_is_fetched_once(ray_cluster: None, 
         for index, second in ((0, start), (10 * (end - start) - 1, end - 1)):
             expected = (20 + 10 * second - 16) * 255 / 219  # limited range
             assert np.abs(clip.frame(index).astype(float).mean() - expected) < 4
-    assert list((root / "raw").iterdir()) == []
+    assert [path.name for path in (root / "raw").iterdir()] == [Path(whole["raw_path"]).name]
+    assert ds[whole["clip_id"]].row == whole
     assert kdepth.pending(kdepth.read_sources(table), root, frames="first").num_rows == 0
 
 
@@ -291,3 +300,39 @@ def test_a_message_does_not_say_where_the_root_is(
     (row,) = kdepth.open_dataset(root).failures().to_pylist()
     assert "depth/no/file" in row["error_message"]
     assert str(root) not in row["error_message"]
+    # Mended, it is another model, and nothing of the failure stays in the row.
+    prediction = "    return frames[:, 0].float() / 255 + 1, None, None"
+    net.write_text(net.read_text().replace(net.read_text().splitlines()[4], f"    {prediction}"))
+    assert run_pipeline(sources, root, model=str(net)).num_ok == 1
+    (row,) = kdepth.open_dataset(root).table().to_pylist()
+    assert row["status"] == "ok"
+    assert [row[name] for name in ("failed_stage", "error_type", "error_message", "tried_sources")] == [None] * 4
+
+
+def test_an_archive_without_videos_is_read_again_when_asked_for(
+    ray_cluster: None, server: Server, whole: bytes, tmp_path: Path
+) -> None:
+    put(tmp_path, "part.tgz", {"read.me": b"moved"})
+    sources, root = kdepth.read_sources([server.url("part.tgz")]), tmp_path / "root"
+    assert run_pipeline(sources, root, frames="first").failures == {("download", "ArchiveError"): 1}
+    assert "but for 1 that failed" in str(run_pipeline(sources, root, frames="first"))
+    put(tmp_path, "part.tgz", {NAMES[0]: whole})
+    assert run_pipeline(sources, root, frames="first", retry_failed=True).num_ok == 1
+    assert kdepth.open_dataset(root).table(columns=["status"]).to_pylist() == [{"status": "ok"}]
+
+
+def test_a_member_that_workers_die_on_is_given_up(
+    ray_cluster: None, server: Server, whole: bytes, tmp_path: Path
+) -> None:
+    """The members before it are read again each time, and that takes none of its deaths back."""
+    put(tmp_path, "part.tgz", dict.fromkeys(NAMES[:3], whole))
+    root = Root(tmp_path / "root")
+    row = plan_all(kdepth.read_sources([server.url("part.tgz")])).to_pylist()[0]
+    deaths = [counted(root, f"{row['clip_id']}.1.download") for _ in range(3)]
+    for death in deaths:
+        death.__enter__()  # and never left
+    rows = list(download_rows([row], root, {}, allow_private_hosts=True, keep=True, at_once=1))
+    assert [(row["clip_id"], row["error_type"]) for row in rows] == [
+        (NAMES[0], None),
+        (row["clip_id"], "WorkerDiedError"),
+    ]

@@ -1,5 +1,6 @@
 """The verbs over a real Ray, a real server and real files."""
 
+import contextlib
 import math
 import os
 import re
@@ -25,11 +26,12 @@ from tiny_checkpoints import FAMILIES, save_checkpoint, save_constant_checkpoint
 
 import kdepth
 from kdepth import samples
+from kdepth.dataset import writer
 from kdepth.dataset.writer import ClipWriter
 from kdepth.downloads.network import public_url
 from kdepth.errors import DatasetError, WorkerDiedError
 from kdepth.models.load import model_identity
-from kdepth.pipeline import cluster, stages
+from kdepth.pipeline import cluster, run, stages
 from kdepth.pipeline.deaths import counted, num_deaths
 from kdepth.pipeline.workers import from_async
 from kdepth.schema import OK, clip_id_for, new_row, rows_to_table
@@ -303,6 +305,9 @@ def test_archives_are_told_apart_and_known_again(tmp_path: Path) -> None:
 
 def test_raw_files_need_not_be_kept(ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path) -> None:
     sources = kdepth.read_sources(sample_server.url_list, limit=1)
+    clips = kdepth.transcode(kdepth.download(sources, tmp_path, allow_private_hosts=True), tmp_path, keep_raw=False)
+    (row,) = clips.take_all()
+    assert (tmp_path / row["raw_path"]).exists()  # a worker that dies from here on has its clip transcoded again
     run_pipeline(sources, tmp_path, frames="middle", keep_raw=False)
     assert list((tmp_path / "raw").iterdir()) == []
     assert kdepth.open_dataset(tmp_path).table(columns=["raw_path", "status"]).to_pylist() == [
@@ -373,6 +378,33 @@ def test_no_row_is_lost_or_doubled_with_a_worker(ray_cluster: None, tmp_path: Pa
     assert died.exists()
 
 
+def test_rows_are_committed_while_no_other_comes(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(writer, "_COMMIT_SECONDS", 0.1)
+    seen = tmp_path / "seen"
+
+    def waits(block: pa.Table) -> Iterator[pa.Table]:
+        yield rows_to_table([new_row(clip_id=name, status=OK) for name in "ab"])
+        while not seen.exists():
+            threading.Event().wait(0.05)
+        yield rows_to_table([new_row(clip_id="c", status=OK)])
+
+    clips = ray.data.from_blocks([pa.table({"clip_id": ["all"]})])
+    clips.context.target_max_block_size = 1
+    clips = clips.map_batches(waits, batch_size=None, batch_format="pyarrow")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(kdepth.write_lance, clips, tmp_path / "root")
+        while not running.done():
+            with contextlib.suppress(DatasetError):
+                if len(kdepth.open_dataset(tmp_path / "root")) == 2:
+                    seen.touch()
+            threading.Event().wait(0.05)
+        assert running.result().num_ok == 3
+    assert seen.exists()
+
+
 def test_each_row_leaves_its_stage_at_once_and_long_lists_go_in_blocks(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -428,6 +460,7 @@ def test_actors_fit_on_the_gpus(gpus: int, concurrency: int | None) -> None:
 def test_actors_by_default() -> None:
     assert stages._actors(16, 0, None, small=True) == (16, None)
     assert stages._actors(16, 0, None, small=False) == (1, None)
+    assert stages._actors(64, 0, None, small=False, nodes=4) == (4, None)
     assert stages._actors(16, 2, None, small=False) == (2, 1.0)
     assert stages._actors(64, 1, None, small=True) == (8, 0.125)
     assert stages._actors(2, 4, None, small=True) == (4, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,14 +67,23 @@ class ClipWriter:
         self._last_commit = time.monotonic()
         self._seen: dict[str, str | None] = {}  # clip_id -> SHA-256 of what it was made of if it is ok, else None
         self._replaced: set[str] = set()
+        self._spent: list[str] = []  # files to delete after the next commit
+        self._lock = threading.RLock()
         self._dataset = _open_for_writing(self.root.lance_uri)
 
-    def add(self, row: Mapping[str, Any], *, replace: bool = False) -> bool:
+    def add(self, row: Mapping[str, Any], *, replace: bool = False, spent: str | None = None) -> bool:
         """Take a row; commit if it is time. False if this run has had the clip already, at least as well.
 
         With `replace` an earlier run's row that is ok goes, whatever this one is and of which source: its files are
-        damaged.
+        damaged. `spent` is a file that is deleted with the next commit: until then the clip may have to be made again.
         """
+        with self._lock:
+            self._spent += [spent] if spent else []
+            is_taken = self._add(row, replace=replace)
+            self.commit_if_due()
+        return is_taken
+
+    def _add(self, row: Mapping[str, Any], *, replace: bool) -> bool:
         clip_id = row["clip_id"]
         content = (row["raw_sha256"] or "") if row["status"] == OK else None
         if clip_id in self._seen:
@@ -91,8 +101,6 @@ class ClipWriter:
                 self.discard(clip_id)
         self._seen[clip_id] = content
         self._buffer[clip_id] = {**row, "run_id": self._run_id}
-        if len(self._buffer) >= _COMMIT_ROWS or time.monotonic() - self._last_commit >= _COMMIT_SECONDS:
-            self.commit()
         return True
 
     def _note_other_content(self, clip_id: str) -> None:
@@ -132,15 +140,30 @@ class ClipWriter:
 
     def discard(self, clip_id: str) -> None:
         """Remove an earlier run's row that is no longer true."""
-        self._dataset.delete(f"clip_id = {quoted(clip_id)}")
+        with self._lock:
+            self._dataset.delete(f"clip_id = {quoted(clip_id)}")
 
     def _merge(self) -> Any:
         self._dataset.checkout_latest()
         # Not by the index on clip_id: with it Lance does not look at what other writers insert meanwhile.
         return self._dataset.merge_insert("clip_id").use_index(False).conflict_retries(100)
 
+    def commit_if_due(self) -> None:
+        """Commit if there are many rows, or if the last commit was long ago. Any thread may ask."""
+        with self._lock:
+            if len(self._buffer) >= _COMMIT_ROWS or time.monotonic() - self._last_commit >= _COMMIT_SECONDS:
+                self.commit()
+
     def commit(self) -> None:
         """Commit what was taken, in one transaction."""
+        with self._lock:
+            self._commit()
+            spent, self._spent = self._spent, []
+            for name in spent:
+                self.root.delete(name)
+            self._last_commit = time.monotonic()
+
+    def _commit(self) -> None:
         if self._buffer:
             self._dataset.checkout_latest()
             self._keep_earlier()
@@ -152,7 +175,6 @@ class ClipWriter:
             self._buffer.clear()
             if self._run and not self._is_remembered:
                 self._remember({})
-        self._last_commit = time.monotonic()
 
     def _remember(self, more: Mapping[str, Any]) -> None:
         self._dataset.update_metadata({RUN_KEY + self._run_id: json.dumps({**self._run, **more})})

@@ -70,7 +70,7 @@ async def read_archive(
         annotated: Clip ids of annotated clips, which members are named by (`clip_id_for`).
         max_clips: Stop, and close the connection, when so many were given; None: all.
         keep: Leave the archive on disk after it was read to its end; the index stays in any case.
-        afresh: What is on disk may be damaged: use it only if the server says that it still has the same.
+        afresh: What is on disk may be damaged: do not use it if the server says that it has something else now.
         max_member_bytes: Limit for each member.
         limits: Limits of the transfer.
 
@@ -86,7 +86,7 @@ async def read_archive(
     """
     path, index = archive_path(url, root), root / index_name(url)
     unpacking = _Unpacking(url, root, frozenset(skip), annotated, max_member_bytes)
-    names, known = _read_index(index)
+    names, known = read_index(index)
     if names is not None and not afresh and not any(map(unpacking.is_wanted, names)):
         return
     transfer = Transfer(url, path, session=session, limits=limits, is_archive=True)
@@ -127,13 +127,8 @@ async def read_archive(
         unpacking.require_videos()
 
 
-def read_index(path: Path) -> list[str] | None:
-    """Names of the videos in an archive that was once read to its end, whole or not; None if it never was."""
-    return _read_index(path)[0]
-
-
-def _read_index(path: Path) -> tuple[list[str] | None, Any]:
-    """The names, and the `Transfer.identity` of the archive."""
+def read_index(path: Path) -> tuple[list[str] | None, Any]:
+    """Names of the videos in an archive that was once read to its end (else None), and its `Transfer.identity`."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         return [str(name) for name in known["members"]], known.get("state")

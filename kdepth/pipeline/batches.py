@@ -81,6 +81,7 @@ class SharedModel:
             with self._turn:
                 if not self._is_stateless:
                     result = self._model.estimate(rgb, after=after)
+                    # Once it has remembered something, no later answer makes it stateless.
                     self._is_stateless = result.memory is None and self._is_stateless is None
                     return result
         found: Future[ClipDepth] = Future()
@@ -101,23 +102,20 @@ class SharedModel:
             (batch if fits else kept).append(item)
             room -= len(item[0]) if fits else 0
         self._waiting.extendleft(reversed(kept))
+        self._answer(batch)
+
+    def _answer(self, batch: list[tuple[NDArray[np.uint8], Future[ClipDepth]]]) -> None:
         try:
             result = self._model.estimate(np.concatenate([rgb for rgb, _ in batch]) if len(batch) > 1 else batch[0][0])
         except BaseException as error:
-            if len(batch) > 1:  # whose frames it was is seen when each clip is alone
-                for rgb, found in batch:
-                    self._answer(found, rgb)
-            else:
+            if len(batch) == 1:
                 batch[0][1].set_exception(error)
+            else:  # whose frames it was is seen when each clip is alone
+                for item in batch:
+                    self._answer([item])
             return
         start = 0
         for rgb, found in batch:
             part = slice(start, start := start + len(rgb))
             focal = result.focal_length_px
             found.set_result(type(result)(result.inverse_depth[part], None if focal is None else focal[part]))
-
-    def _answer(self, found: Future[ClipDepth], rgb: NDArray[np.uint8]) -> None:
-        try:
-            found.set_result(self._model.estimate(rgb))
-        except BaseException as error:
-            found.set_exception(error)

@@ -92,6 +92,11 @@ def cluster_size() -> tuple[int, int]:
     return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
 
 
+def num_nodes() -> int:
+    """Nodes of the cluster that have a CPU now."""
+    return sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes())
+
+
 def can_grow() -> bool:
     """Whether other nodes may join: not if Ray was started for this machine alone."""
     return not ray.get_runtime_context().gcs_address.startswith("127.")

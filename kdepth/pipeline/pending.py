@@ -35,15 +35,16 @@ from kdepth.video.transcode import has_height
 
 Row = dict[str, Any]
 
-# What tells whether a clip's depth is as asked for.
+# Of a committed row: what tells whether its depth is as asked for, and why it failed.
 _DEPTH_COLUMNS = ("depth_path", "depth_bytes", "depth_model", "depth_kind", "depth_frames")
+_STATE_COLUMNS = (*_DEPTH_COLUMNS, "failed_stage", "tried_sources")
 # What `pending` gives and `download` takes: of a clip's row what is known already and of use, and how to get the rest.
 PLAN_SCHEMA = pa.schema(
     [
         *(CLIP_SCHEMA.field(name) for name in COLUMNS if name in SOURCE_SCHEMA.names),
-        *(CLIP_SCHEMA.field(name) for name in ("source_url", "archive_member", "status", "failed_stage")),
-        CLIP_SCHEMA.field("committed_at"),  # of the earlier row; null: whole files that are there are a killed run's
-        *(CLIP_SCHEMA.field(name) for name in ("tried_sources", *DOWNLOAD_COLUMNS, *TRANSCODE_COLUMNS)),
+        *(CLIP_SCHEMA.field(name) for name in ("source_url", "archive_member", "status")),
+        CLIP_SCHEMA.field("committed_at"),  # null: there is no row yet, so that a killed run's whole file may be used
+        *(CLIP_SCHEMA.field(name) for name in (*DOWNLOAD_COLUMNS, *TRANSCODE_COLUMNS)),
         ("url", pa.string()),  # with credentials if there are any, which `source_url` has not
         ("kind", pa.string()),
         ("problem", pa.string()),
@@ -152,7 +153,7 @@ class _Planner:
     def __init__(self, sources: pa.Table, root: Root, asked: _Asked) -> None:
         self._sources, self._root, self._asked = sources, root, asked
         self.record = PlanRecord()
-        columns = [name for name in COLUMNS if name in (*PLAN_SCHEMA.names, *_DEPTH_COLUMNS)]
+        columns = [name for name in COLUMNS if name in (*PLAN_SCHEMA.names, *_STATE_COLUMNS)]
         self._known: dict[str, Row] = {row["clip_id"]: row for row in _rows(read_rows(root, columns))}
         self._sizes = {name: size for folder in ("raw", "360p", "depth") for name, size in root.sizes(folder).items()}
         self._members: dict[str, list[Row]] = {}  # rows by their archive's URL
@@ -162,7 +163,7 @@ class _Planner:
             if row["archive_member"] is not None:
                 self._members.setdefault(lasting_url(row["source_url"]), []).append(row)
         archives = sources.filter(pc.equal(sources["kind"], "archive"))["url"].to_pylist()
-        # Archives that only what is not to be shown tells apart.
+        # Archives whose URLs differ in their credentials alone.
         self._alike = {url for url, count in Counter(map(public_url, archives)).items() if count > 1}
         is_file = pc.is_in(sources["kind"], pa.array(["video", "youtube"]))
         urls = sources.filter(is_file).select(["clip_id", "url"]).to_pylist() if self._known else []
@@ -174,6 +175,7 @@ class _Planner:
     def rows(self) -> Iterator[Row]:
         """The rows of the plan, in the order of the sources."""
         redone: set[str] = set()
+        stay_failed: set[str] = set()
         for source in _rows(self._sources):
             fields = _planned(source)
             if source["kind"] == "archive":
@@ -189,13 +191,14 @@ class _Planner:
                 yield fields
             elif row["status"] == FAILED:
                 if why := self._why_again(row, source_key(fields["source_url"] or "")):
+                    redone.add(row["clip_id"])
                     yield self._resumed(row, fields) | {"why": why}
-                elif row["clip_id"] not in redone:
-                    self.record.num_stay_failed += 1
-                redone.add(row["clip_id"])
+                else:
+                    stay_failed.add(row["clip_id"])
             elif (why := self.why(row)) and row["clip_id"] not in redone and self._may_redo(row, fields["source_url"]):
                 redone.add(row["clip_id"])
                 yield self._resumed(row, fields) | {"why": why}
+        self.record.num_stay_failed += len(stay_failed - redone)
 
     def _relabel(self, fields: Row, row: Row) -> None:
         fields["label"], fields["split"] = (fields[name] or row[name] for name in ("label", "split"))
@@ -252,7 +255,7 @@ class _Planner:
 
         The row stays of one piece: who uses its files names their source.
         """
-        known = {name: row[name] for name in ("failed_stage", "tried_sources", "committed_at")}
+        known = {"committed_at": row["committed_at"]}
         is_own = source_key(fields["source_url"] or "", fields.get("archive_member")) == _own_key(row)
         if row["failed_stage"] == "transcode" or (row["status"] == FAILED and not is_own):
             return fields | known  # the bytes were bad, or these are others
@@ -271,7 +274,7 @@ class _Planner:
         members = self._members.get(lasting_url(archive["source_url"]), [])
         if archive["source_url"] in self._alike:
             members = [row for row in members if row["clip_id"] == self._clip_id(url, row["archive_member"])]
-        else:  # a token in it may be another each time
+        else:  # named by its URL without the token, which may be another each time
             archive["clip_id"] = clip_id_for(archive["source_url"])
         plan, skip, status = [], [], None
         for row in members:
@@ -302,7 +305,8 @@ class _Planner:
         # What another source made ok, or failed at with this archive's copy already.
         done = [name for name in set(index or ()).difference(skip) if not self._wants(archive, name)]
         limit = archive["max_clips"]
-        if (index is not None and not set(index).difference(skip, done)) or (limit is not None and len(skip) >= limit):
+        is_done = index is not None and status != FAILED and not set(index).difference(skip, done)
+        if is_done or (limit is not None and len(skip) >= limit):
             return plan
         why = "retry" if status == FAILED else "new" if index is None and not skip else "more of it"
         rest = {"max_clips": limit and limit - len(skip), "skip_members": skip + sorted(done)}
@@ -324,7 +328,7 @@ class _Planner:
         if self._root.size(name := index_name(url)) is None:
             return None
         with self._root.reading(name) as path:
-            return read_index(path)
+            return read_index(path)[0]
 
 
 def _own_key(row: Row) -> str:

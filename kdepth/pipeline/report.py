@@ -21,7 +21,7 @@ class RunReport:
         num_ok, num_failed: Clips committed by it.
         num_kept: Failed clips that had been ok, and stay as they were.
         num_depth_frames: Depth frames written.
-        seconds: Wall time from the first stage's start to the last commit.
+        seconds: Wall time until all rows were there; merging and indexing them at the end is not counted.
         version: Of the Lance dataset afterwards.
         failures: How many failed by ``(stage, error class)``.
         damage: What was wrong with the files of clips that had been ok, and were made again: ``clip_id`` -> problem.

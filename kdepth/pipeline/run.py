@@ -27,11 +27,12 @@ from kdepth.errors import DatasetError, StorageError
 from kdepth.pipeline.cluster import what_is_missing
 from kdepth.pipeline.pending import PlanRecord
 from kdepth.pipeline.report import RunReport
-from kdepth.pipeline.stages import NEEDS_GPU_KEY, NOTE_KEY, SESSION_KEY
+from kdepth.pipeline.stages import KEEP_RAW_KEY, NEEDS_GPU_KEY, NOTE_KEY, SESSION_KEY
 from kdepth.schema import FAILED, OK, SUPERSEDED
 from kdepth.storage import Root, source_key
 from kdepth.video.ffmpeg import ffmpeg_version
 
+_LOOK_SECONDS = 5.0  # after which rows are committed though no other comes
 _WAIT_SECONDS = 60.0  # without a row, before it is said what is waited for
 _RATE_SECONDS = 30.0  # over which the rate of downloads is taken
 
@@ -57,7 +58,7 @@ def write_lance(clips: ray.data.Dataset, root: str | Path, *, sources: pa.Table 
         raise DatasetError("Ray was stopped or started anew since these clips were planned: run again from `pending`")
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     with Root(root).in_use(run_id):
-        run = _Run(run_id, root, sources)
+        run = _Run(run_id, root, sources, keep_raw=clips.context.get_config(KEEP_RAW_KEY, True))
         if sources is None or sources.num_rows:
             needs_gpu = bool(clips.context.get_config(NEEDS_GPU_KEY))
             with _Progress(run, needs_gpu) as progress, _committing(run.writer):
@@ -75,10 +76,12 @@ class _Run:
         run_id: In the rows that it commits.
         root: Folder of the dataset.
         sources: The plan; None if it is not known.
+        keep_raw: Keep what this run downloaded, once the clip's row is committed.
     """
 
-    def __init__(self, run_id: str, root: str | Path, sources: pa.Table | None) -> None:
+    def __init__(self, run_id: str, root: str | Path, sources: pa.Table | None, *, keep_raw: bool) -> None:
         self.started = time.perf_counter()
+        self._keep_raw = keep_raw
         self.report = RunReport(run_id)
         self._parameters: dict[str, Any] = {"kdepth": version("kdepth"), "ffmpeg": ffmpeg_version()}
         self.writer = ClipWriter(root, run_id, self._parameters)
@@ -131,8 +134,11 @@ class _Run:
         if not is_ok and (key := source_key(row["source_url"] or "", row["archive_member"])) not in tried:
             tried.append(key)
         row["tried_sources"] = None if is_ok else list(tried)
+        spent = None
+        if not self._keep_raw and row["download_started_at"]:
+            spent, row["raw_path"] = row["raw_path"], None
         problem = self._record.damage.get(clip_id)
-        if not self.writer.add(row, replace=problem is not None):  # the earlier row is not true any more
+        if not self.writer.add(row, replace=problem is not None, spent=spent):  # the earlier row is not true any more
             return False
         if problem is not None:
             report.damage[clip_id] = problem
@@ -168,13 +174,14 @@ class _Run:
         if self._failed:
             report.num_kept = writer.num_ok(self._failed)
         if self._annotated:
-            report.annotated_without_clip = None if any(self._limits) else len(self._annotated) - self._num_found
+            if self._limits and not any(self._limits):  # there were archives, and all of them was wanted
+                report.annotated_without_clip = len(self._annotated) - self._num_found
             report.clips_without_annotation = self._num_unannotated
         return report
 
 
 class _Progress:
-    """One line of progress; and while no row comes, every minute what the run waits for."""
+    """One line of progress; while no row comes, what there is is committed, and every minute it is said why."""
 
     def __init__(self, run: _Run, needs_gpu: bool) -> None:
         self._run, self._needs_gpu = run, needs_gpu
@@ -202,7 +209,7 @@ class _Progress:
     def update(self, is_new: bool, row: dict[str, Any]) -> None:
         """Count a row and its download."""
         self._last_row = now = time.perf_counter()
-        if row["download_started_at"] is not None:
+        if row["download_started_at"] is not None and row["download_attempts"] != 0:
             self._received.append((now, self._received[-1][1] + (row["raw_bytes"] or 0)))
         while len(self._received) > 2 and self._received[0][0] < now - _RATE_SECONDS:
             self._received.popleft()
@@ -218,9 +225,14 @@ class _Progress:
         self._bar.update(is_new)
 
     def _watch(self) -> None:
-        while not self._stop.wait(_WAIT_SECONDS):
-            silent = time.perf_counter() - self._last_row
-            if silent >= _WAIT_SECONDS:
+        said = self._last_row
+        while not self._stop.wait(_LOOK_SECONDS):
+            with contextlib.suppress(OSError):  # the next row's commit tells it
+                self._run.writer.commit_if_due()
+            now = time.perf_counter()
+            silent = now - self._last_row
+            if min(silent, now - said) >= _WAIT_SECONDS:
+                said = now
                 with contextlib.suppress(Exception):  # Ray may be gone, which the run itself tells
                     waiting = what_is_missing(gpu=self._needs_gpu) or "waiting for downloads, workers or a long clip"
                     self.say(f"no clip for {silent:.0f} s: {waiting}")

@@ -1,6 +1,6 @@
 """The pipeline's verbs over Ray Data: one row a clip, streaming, a failure is a row.
 
-Each verb maps a pure function of one clip (`workers`, `clip_depth`) over the rows.
+Each verb maps what `workers` and `clip_depth` do to one clip over the rows.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from kdepth.pipeline.clip_depth import (
     frame_selector,
     frames_name,
 )
-from kdepth.pipeline.cluster import can_grow, cluster_size, start_ray
+from kdepth.pipeline.cluster import can_grow, cluster_size, num_nodes, start_ray
 from kdepth.pipeline.deaths import num_deaths
 from kdepth.pipeline.pending import PLAN_SCHEMA, plan_all
 from kdepth.pipeline.workers import Row, download_rows, run_stage, transcode_row
 from kdepth.schema import OK, file_key, rows_to_table
 from kdepth.storage import Root, key_of, made_name
-from kdepth.video.transcode import MAX_PIXELS, check_height
+from kdepth.video.ffmpeg import MAX_PIXELS
+from kdepth.video.transcode import check_height
 
 # Ray Data fuses neighbouring stages that ask for the same: on a machine without GPU, transcode and depth become one
 # worker process a core. What they leave of a core is for downloads, which wait more than they compute.
@@ -45,14 +46,15 @@ _MOST_ACTORS_A_GPU = 8
 # Clips that a GPU's worker has at once: while the network computes for one, others are decoded and encoded.
 _CLIPS_AT_ONCE_ON_GPU = 8
 _MAX_DOWNLOAD_TASKS = 1000  # each costs the driver a few milliseconds before anything starts
-# Ray Data takes 12 ms of CPU time, and on two cores 20 ms until the next, for a block of one clip; 3 ms a clip in blocks
-# of 16. In a list that is this long for a core, 16 clips are a five-hundredth of the work; in shorter ones each clip is
-# a block, and is committed as soon as it is done.
+# Ray Data takes 12 ms of CPU time for a block of one clip, and on two cores 20 ms until the next; in blocks of 16 it is
+# 3 ms a clip. In a list that is this long for a core, 16 clips are a five-hundredth of the work; in shorter ones each
+# clip is a block, and is committed as soon as it is done.
 _LONG_LIST_CLIPS_A_CPU = 8000
 _ROWS_A_BLOCK = 16
 # Keys in a Ray dataset's context: the Ray node that it was made for, and whether it can't begin without a GPU.
 SESSION_KEY, NEEDS_GPU_KEY = "kdepth.session", "kdepth.needs_gpu"
 NOTE_KEY = "kdepth.note"  # what the progress line says at the start
+KEEP_RAW_KEY = "kdepth.keep_raw"
 
 
 def download(
@@ -151,19 +153,19 @@ def transcode(
         clips: From `download`.
         root: Folder of the dataset.
         height: The shorter side of the result in pixels, even, 32 to 2160.
-        keep_raw: Keep what was downloaded; otherwise it is deleted once transcoded, or found to be no video.
+        keep_raw: Keep what was downloaded; otherwise `write_lance` deletes it once the clip's row is committed.
         timeout_seconds, max_duration_seconds, max_pixels, max_fps: As for `transcode_file`.
 
     Raises:
         ValueError: `height` is not one of these.
     """
     check_height(height)
+    clips.context.set_config(KEEP_RAW_KEY, keep_raw)
     return clips.map_batches(
         _transcode_block,
         fn_kwargs={
             "root": Root(root),
             "height": height,
-            "keep_raw": keep_raw,
             "timeout_seconds": timeout_seconds,
             "max_duration_seconds": max_duration_seconds,
             "max_pixels": max_pixels,
@@ -200,7 +202,7 @@ def estimate_depth(
         max_aspect_ratio, max_clip_pixels: As for `estimate_clip_depth`.
         concurrency: Actors, each with the model loaded once; more than GPUs share them. Default: as many as the cluster
             has room for, also when it grows: one a GPU, for ``small`` one for every two cores (up to 8 a GPU); without
-            GPU one a core for ``small``, and for larger networks one that uses all cores.
+            GPU one a core for ``small``, and for larger networks one a node that uses all its cores.
 
     Raises:
         ValueError: `frames` is not one of the allowed values, `depth_kind` can't be, or there is no such `device`.
@@ -209,7 +211,8 @@ def estimate_depth(
     frames = frames_name(frames)
     frame_selector(frames, 1)
     identity = model_identity(model, depth_kind=depth_kind)  # fails here, in the notebook, not in a worker
-    if model != "small" and Path(model).expanduser().exists():  # workers have working directories of their own
+    if model not in ("small", "depth-pro") and Path(model).expanduser().exists():
+        # Workers have working directories of their own.
         model = str(Path(model).expanduser().absolute())
     cpus, gpus = cluster_size()
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not gpus and not can_grow()):
@@ -220,7 +223,8 @@ def estimate_depth(
         clips.context.set_config(
             NOTE_KEY, "Depth Pro is compiled for the GPU first: its first frames take half a minute"
         )
-    size, share = _actors(max(1, cpus), gpus, concurrency, small=model == "small")
+    # Ray Data spreads a pool's actors over the nodes.
+    size, share = _actors(max(1, cpus), gpus, concurrency, small=model == "small", nodes=max(1, num_nodes()))
     threads = max(1, cpus // size)
     at_once = _CLIPS_AT_ONCE_ON_GPU if gpus and model != "small" else 1
     grows = concurrency is None and (gpus > 0 or model == "small")
@@ -240,10 +244,10 @@ def estimate_depth(
     )
 
 
-def _actors(cpus: int, gpus: int, concurrency: int | None, *, small: bool) -> tuple[int, float | None]:
+def _actors(cpus: int, gpus: int, concurrency: int | None, *, small: bool, nodes: int = 1) -> tuple[int, float | None]:
     """How many depth actors, and how much of a GPU each gets."""
     if not gpus:
-        return concurrency or (cpus if small else 1), None
+        return concurrency or (cpus if small else nodes), None
     # With `small` a GPU is ten times as fast as one process decodes and encodes for it.
     size = concurrency or gpus * (min(max(1, cpus // gpus // 2), _MOST_ACTORS_A_GPU) if small else 1)
     # Ray counts ten-thousandths of a GPU: rounded up, they would not all fit.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import queue
 import shutil
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -109,7 +111,7 @@ class Downloads:
                 if whole.exception() is None:
                     await asyncio.to_thread(self._root.delete, whole.result()["raw_path"])
         finally:
-            for task in tasks:
+            for task in (*tasks, *self._whole_files.values()):
                 task.cancel()
 
     async def _file(self, row: Row) -> Row:
@@ -117,11 +119,10 @@ class Downloads:
             return row
         if row["kind"] == "invalid":
             return row | failure(self._root, "source", SourceError(row["problem"]))
-        row["failed_stage"] = None  # of an earlier run
         row["download_started_at"] = datetime.now(UTC)
         started = time.perf_counter()
         try:
-            row.update(await (self._fetched(row, row["clip_id"]) if row["cut_end_seconds"] is None else self._cut(row)))
+            row.update(await (self._clip(row) if row["cut_end_seconds"] is None else self._cut(row)))
         except Exception as error:
             self._root.check_space(error)
             row.update(failure(self._root, "download", error))
@@ -133,7 +134,9 @@ class Downloads:
         url = row["url"]
         first = file_key(url) not in self._whole_files
         if first:
-            self._whole_files[file_key(url)] = asyncio.create_task(self._fetched(row, clip_id_for(url)))
+            # Of a name that no other clip's file has, not even one that is this file: it will be deleted.
+            fetching = self._fetched(row, clip_id_for(url), key_of(source_key(url), "to be cut"))
+            self._whole_files[file_key(url)] = asyncio.create_task(fetching)
         whole = await asyncio.shield(self._whole_files[file_key(url)])
         own = made_name("raw", row["clip_id"], source_key(url), PurePosixPath(whole["raw_path"]).suffix)
         await asyncio.to_thread(self._link, whole["raw_path"], own)
@@ -146,15 +149,21 @@ class Downloads:
             except OSError:  # a file system without links, or another one
                 shutil.copyfile(source, path)
 
-    async def _fetched(self, row: Row, clip_id: str) -> Row:
+    async def _clip(self, row: Row) -> Row:
+        """A file that is a clip: one that a killed run left, or fetched."""
+        key = source_key(row["url"])
+        if row["kind"] == "youtube":
+            key = key_of(key, row["time_start_seconds"], row["time_end_seconds"])
+        if row["committed_at"] is None and (name := self._root.find_made("raw", row["clip_id"], key)):
+            size, sha256 = await asyncio.to_thread(_sha256, self._root, name)
+            return {"raw_path": name, "raw_bytes": size, "raw_sha256": sha256, "download_attempts": 0}
+        return await self._fetched(row, row["clip_id"], key)
+
+    async def _fetched(self, row: Row, clip_id: str, key: str) -> Row:
         url, kind = row["url"], row["kind"]
         suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
         suffix = suffix if suffix in VIDEO_SUFFIXES else ".video"
         span = row["time_start_seconds"], row["time_end_seconds"]
-        key = key_of(source_key(url), *span) if kind == "youtube" else source_key(url)
-        if row["committed_at"] is None and (name := self._root.find_made("raw", clip_id, key)):
-            size, sha256 = await asyncio.to_thread(_sha256, self._root, name)
-            return {"raw_path": name, "raw_bytes": size, "raw_sha256": sha256, "download_attempts": 0}
         name, path = made_name("raw", clip_id, key, suffix), self._root.work / f"raw/{clip_id}.{key}{suffix}"
         async with self._turns["youtube" if kind == "youtube" else "video"]:  # its time begins with its turn
             if kind == "youtube":
@@ -187,8 +196,8 @@ class Downloads:
                 keep=keep,
                 afresh=row["status"] == FAILED,
             )
-            while True:
-                with counted(root, f"{row['clip_id']}.download"):  # a death counts for one member
+            for number in itertools.count():
+                with counted(root, f"{row['clip_id']}.{number}.download"):  # a death counts for the member it was at
                     member = await anext(members, None)
                 if member is None:
                     break
@@ -233,7 +242,7 @@ def download_rows(
 ) -> Iterator[Row]:
     """The rows of some files and archives, each as soon as it and those before it are there."""
 
-    async def found() -> AsyncIterator[Row]:
+    async def found() -> AsyncGenerator[Row]:
         async with client_session(allow_private_hosts=allow_private_hosts) as session:
             downloads = Downloads(root, session, at_once)
             async with contextlib.aclosing(downloads.files([row for row in rows if row["kind"] != "archive"])) as files:
@@ -248,7 +257,7 @@ def download_rows(
     return from_async(found, at_most=at_once)
 
 
-def from_async(items: Callable[[], AsyncIterator[T]], *, at_most: int) -> Iterator[T]:
+def from_async(items: Callable[[], AsyncGenerator[T]], *, at_most: int) -> Iterator[T]:
     """The items of an async generator, whose event loop runs on in a thread of its own while nobody asks for them.
 
     Args:
@@ -256,44 +265,43 @@ def from_async(items: Callable[[], AsyncIterator[T]], *, at_most: int) -> Iterat
         at_most: Items that wait to be asked for; then the generator pauses.
     """
     waiting: queue.Queue[T | _End] = queue.Queue(at_most)
-    stopped, left = threading.Event(), threading.Event()
+    cancel: Future[Callable[[], object]] = Future()
+    left = threading.Event()
 
-    async def put(item: T | _End) -> None:
-        while not stopped.is_set():
+    def put(item: T | _End) -> None:
+        while not left.is_set():
             with contextlib.suppress(queue.Full):
-                await asyncio.to_thread(waiting.put, item, timeout=1.0)
-                break
+                waiting.put(item, timeout=1.0)
+                return
 
     async def pump() -> None:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        cancel.set_result(lambda: loop.call_soon_threadsafe(task.cancel))
+        async with contextlib.aclosing(items()) as found:
+            async for item in found:
+                await asyncio.to_thread(put, item)
+
+    def work() -> None:
         end = _End()
         try:
-            async for item in items():
-                await put(item)
-        except asyncio.CancelledError:
-            pass
+            asyncio.run(pump())
         except BaseException as error:
             end = _End(error)
-        finally:
-            left.set()
-        await put(end)
+        put(end)
 
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="kdepth-downloads", daemon=True)
+    thread = threading.Thread(target=work, name="kdepth-downloads", daemon=True)
     thread.start()
-    pumping = asyncio.run_coroutine_threadsafe(pump(), loop)
     try:
         while not isinstance(item := waiting.get(), _End):
             yield item
         if item.error is not None:
             raise item.error
     finally:
-        stopped.set()
-        pumping.cancel()
-        left.wait()
-        asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
+        left.set()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: all was there
+            cancel.result()()
         thread.join()
-        loop.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,18 +314,10 @@ class _End:
 # --- transcode --------------------------------------------------------------------------------------------------------
 
 
-def transcode_row(row: Row, root: Root, *, height: int, keep_raw: bool, **limits: Any) -> Row:
-    """Transcode a clip that was downloaded. Without `keep_raw` what this run downloaded of it is deleted then.
-
-    `limits` are those of `transcode_file`.
-    """
+def transcode_row(row: Row, root: Root, *, height: int, **limits: Any) -> Row:
+    """Transcode a clip that was downloaded; `limits` are those of `transcode_file`."""
     if row["status"] is None and row["raw_path"] and not row["video_path"]:
         row = run_stage(row, "transcode", root, lambda: _transcoded(row, root, height, limits))
-    # What could not be transcoded is of no use either: another try begins with other bytes.
-    is_done = row["status"] is None or row["failed_stage"] == "transcode"
-    if not keep_raw and row["raw_path"] and row["download_started_at"] and is_done:
-        root.delete(row["raw_path"])
-        row["raw_path"] = None
     return row
 
 
