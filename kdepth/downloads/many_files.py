@@ -64,7 +64,7 @@ async def _fetch_all(
     async def one(url: str) -> None:
         async with turns:
             try:
-                followed(url, None, public_url(url), None)  # or its name could not be told
+                followed(url, None, public_url(url), None)  # of what is no URL no name can be made
                 done[url] = await Transfer(url, folder / _file_name(url), session=session, limits=limits).run()
             except DownloadError as error:
                 done[url] = error

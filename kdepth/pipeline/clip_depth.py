@@ -96,7 +96,8 @@ def estimate_clip_depth(
 ) -> dict[str, Any]:
     """Estimate the depth of a clip's frames and write them to a depth file.
 
-    Decoding of the next batch and encoding of the last one run beside the model, unless that has one thread of a CPU.
+    The next batch is decoded and the last one encoded in threads of their own while the model computes; where the model
+    has a single thread of a CPU, one after the other.
 
     Args:
         video: A 360p file made by `transcode_file`.

@@ -325,7 +325,7 @@ def _transcoded(row: Row, root: Root, height: int, limits: Mapping[str, Any]) ->
     cut = row["cut_start_seconds"], row["cut_end_seconds"]
     key = key_of(row["raw_sha256"], height, *cut, _ENCODING)
     if name := root.find_made("360p", row["clip_id"], key):  # of a run that was killed before it could commit the row
-        with root.reading(name) as path, contextlib.suppress(DamagedMediaError):  # else a committed row's, cut off
+        with root.reading(name) as path, contextlib.suppress(DamagedMediaError):  # a damaged one is made anew
             return _video_columns(name, path, video_info(path))
     name = made_name("360p", row["clip_id"], key, ".mp4")
     with root.reading(row["raw_path"]) as source, root.writing(name) as path:
