@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from kdepth.dataset.clip import Clip
 from kdepth.dataset.dataset import ClipDataset
-from kdepth.models.load import DepthModel, load_model
+from kdepth.models.base import DepthModel
+from kdepth.models.load import load_model
 from kdepth.notebook.evaluation import rank_correlation
 from kdepth.pipeline.clip_depth import estimate_clip_depth
 from kdepth.schema import OK, new_row

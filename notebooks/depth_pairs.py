@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from kdepth import samples
 from kdepth.errors import printable
-from kdepth.models.load import DepthModel, load_model
+from kdepth.models.base import DepthModel
+from kdepth.models.load import load_model
 from kdepth.notebook.evaluation import evaluate_depth
 from kdepth.video.frames import read_frames
 

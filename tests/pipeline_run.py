@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 import kdepth
-from kdepth.models.load import DepthKind
+from kdepth.models.base import DepthKind
 
 
 def run_pipeline(

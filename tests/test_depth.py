@@ -6,7 +6,8 @@ import pytest
 
 import kdepth
 from kdepth.errors import DatasetError, DepthError
-from kdepth.models.load import DepthModel, load_model
+from kdepth.models.base import DepthModel
+from kdepth.models.load import load_model
 from kdepth.pipeline.clip_depth import MAX_CLIP_PIXELS, estimate_clip_depth, frame_selector
 from kdepth.samples import rendered_clips
 from kdepth.video.depth_file import read_depth

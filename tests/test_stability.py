@@ -15,7 +15,7 @@ from kdepth.dataset.temporal import (
     steady_focal_length,
     steady_grey,
 )
-from kdepth.models.load import ClipDepth, DepthModel
+from kdepth.models.base import ClipDepth, DepthModel
 from kdepth.pipeline.clip_depth import estimate_clip_depth
 from kdepth.samples import jumping_copy, rendered_clips, true_inverse_depth
 from kdepth.schema import new_row

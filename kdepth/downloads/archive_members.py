@@ -1,4 +1,7 @@
-"""What an archive holds, whatever it is named and however hostile it is: videos, one after the other."""
+"""What an archive holds, whatever it is named and however hostile it is: videos, one after the other.
+
+A further format has its reader here, its first bytes in `file_types`, and its suffix in `schema.ARCHIVE_SUFFIXES`.
+"""
 
 from __future__ import annotations
 

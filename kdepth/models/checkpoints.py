@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from kdepth.errors import DepthError, printable
-from kdepth.models.base import DepthKind
 
 if TYPE_CHECKING:
     import torch
@@ -24,13 +23,6 @@ SMALL_WEIGHTS = Path(__file__).parents[1] / "data" / "small.safetensors"
 DEPTH_PRO_REPOSITORY = "apple/DepthPro-hf"
 DEPTH_PRO_FILE_URL = "https://ml-site.cdn-apple.com/models/depth_pro/depth_pro.pt"
 
-# Families of transformers and what they give: metres or relative inverse depth; None: the configuration does not say.
-_FAMILIES = {"depth_pro": "metric", "depth_anything": None, "zoedepth": "metric", "glpn": "metric", "dpt": None}
-_FAMILIES |= {"tipsv2_dpt": "metric", "small": "relative"}
-_REFUSED_FAMILIES = {
-    "prompt_depth_anything": "it needs measured depth as a prompt, and a video has none",
-    "chmv2": "it gives the height of trees seen from above, not the depth of a scene",
-}
 # What decides how a network's input and output are read, besides the weights. Transformers reads all of these.
 _SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 _HUB_FILES = [*_SETTINGS, "*.safetensors", "*.safetensors.index.json"]
@@ -52,34 +44,6 @@ class Checkpoint:
         """Read the weights. What can't be read, or is a pickle with more than plain weights, is a `DepthError`."""
         files = [self.path] if self.path.is_file() else _weight_files(self.path)
         return {name: weight for file in files for name, weight in _read_weights(file, dtype).items()}
-
-    def depth_kind(self, asked: DepthKind | None) -> DepthKind:
-        """What the network gives, by its configuration, or as `asked` where that does not say.
-
-        Raises:
-            ValueError: The configuration says otherwise than the caller.
-            DepthError: Neither says it, or kdepth does not know how to read the family's output.
-        """
-        family = str(self.config.get("model_type"))
-        if (reason := _REFUSED_FAMILIES.get(family)) or family not in _FAMILIES:
-            known = f"kdepth does not know what it gives; it knows {', '.join(_FAMILIES)}"
-            shown = printable(repr(family), 100)
-            raise DepthError(f"{self.name}: models of type {shown} can't be used: {reason or known}")
-        kind = _FAMILIES[family]
-        if family == "depth_anything":  # not by max_depth: relative checkpoints have one, too (1)
-            kind = self.config.get("depth_estimation_type", "relative")
-            if kind not in ("metric", "relative"):
-                shown = printable(repr(kind), 100)
-                raise DepthError(f"{self.name}: unknown depth_estimation_type {shown} in its configuration")
-        if kind and asked not in (None, kind):
-            raise ValueError(f"depth_kind={asked!r}: the configuration of {self.name} says {kind!r}")
-        if not (kind or asked):
-            raise DepthError(
-                f"{self.name}: the configuration of a DPT checkpoint does not say what it gives; add "
-                "depth_kind='relative' (MiDaS: dpt-large, dpt-hybrid-midas, dpt-beit-*, dpt-swinv2-*) or "
-                "depth_kind='metric' (depth in metres: dpt-dinov2-*-nyu, dpt-dinov2-*-kitti)"
-            )
-        return cast(DepthKind, kind or asked)
 
 
 def find_checkpoint(name: str | Path, revision: str | None, *, download: bool) -> Checkpoint:

@@ -12,10 +12,9 @@ from types import ModuleType
 from typing import cast
 
 from kdepth.errors import DepthError
-from kdepth.models.base import ClipDepth, DepthKind, DepthModel, check_depth_kind
+from kdepth.models.base import DepthKind, DepthModel, check_depth_kind
 from kdepth.models.checkpoints import find_checkpoint, sha256_of
-
-__all__ = ["ClipDepth", "DepthKind", "DepthModel", "load_model", "model_identity"]
+from kdepth.models.families import depth_kind_of
 
 
 def load_model(
@@ -62,7 +61,7 @@ def load_model(
     if (own := _own_file(name)) is not None:
         return _load_own(own, device, depth_kind)
     checkpoint = find_checkpoint(name, revision, download=True)
-    kind = checkpoint.depth_kind(depth_kind)
+    kind = depth_kind_of(checkpoint, depth_kind)
     # These import torch, and the last two transformers.
     if name == "small":
         from kdepth.models.small import load_small_network as load
@@ -83,7 +82,7 @@ def model_identity(name: str | Path, *, revision: str | None = None, depth_kind:
         _import_own(own)  # what is wrong with it shows here
         return f"{own.name}@{sha256_of([own])}"
     checkpoint = find_checkpoint(name, revision, download=False)
-    checkpoint.depth_kind(depth_kind)
+    depth_kind_of(checkpoint, depth_kind)
     return f"{checkpoint.name}@{checkpoint.revision}"
 
 

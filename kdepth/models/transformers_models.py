@@ -1,4 +1,4 @@
-"""The depth families of `transformers`: what each one's output means, and how it is run.
+"""How a network of `transformers` is loaded and run, of whatever family (`families`).
 
 Pre- and post-processing are those of the checkpoint's own image processor.
 """

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from kdepth.dataset.clip import Clip
 from kdepth.html import card, rgb_and_depth
-from kdepth.models.load import DepthModel, load_model, model_identity
+from kdepth.models.base import DepthModel
+from kdepth.models.load import load_model, model_identity
 from kdepth.notebook.evaluation import DepthScores, evaluate_depth
 
 

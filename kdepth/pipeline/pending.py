@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from kdepth.dataset.table import read_rows
 from kdepth.downloads.archive import index_name, read_index
 from kdepth.downloads.network import public_url
-from kdepth.models.load import DepthKind, model_identity
+from kdepth.models.base import DepthKind
+from kdepth.models.load import model_identity
 from kdepth.pipeline.clip_depth import frame_selector, frames_name
 from kdepth.schema import (
     CLIP_SCHEMA,
