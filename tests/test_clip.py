@@ -91,6 +91,13 @@ def test_a_clip_is_found_by_its_id_alone(root: Path) -> None:
         kdepth.open_dataset(root / "clips.lance")
 
 
+def test_a_table_that_is_gone_is_not_blamed_on_a_condition(tmp_path: Path) -> None:
+    ds = without_depth(tmp_path)
+    shutil.rmtree(tmp_path / "clips.lance" / "data")
+    with pytest.raises(DatasetError, match=r"clips\.lance can't be read"):
+        ds.table()
+
+
 def test_an_empty_answer_has_its_columns(root: Path) -> None:
     found = kdepth.open_dataset(root).sql("select clip_id, label from dataset where label = 'nothing'")
     assert (found.num_rows, found.column_names) == (0, ["clip_id", "label"])

@@ -94,6 +94,7 @@ class ClipDataset:
 
         Raises:
             ValueError: `where` or `columns` names something that is no column, or is no condition.
+            DatasetError: The table can't be read.
         """
         columns = [columns] if isinstance(columns, str) else columns
         if unknown := sorted(set(columns or ()).difference(self.column_names)):
@@ -102,6 +103,8 @@ class ClipDataset:
         try:
             rows = read_columns(self.lance, list(dict.fromkeys([*wanted, "clip_id"])), where)
         except (OSError, ValueError) as exc:
+            if where is None:  # the table itself can't be read
+                raise DatasetError(f"{self.files.lance_uri} can't be read: {exc}") from exc
             raise ValueError(f"where={where!r}: {printable(str(exc))}; the columns are {self._columns()}") from exc
         return rows.sort_by("clip_id").select(wanted)
 
@@ -117,9 +120,8 @@ class ClipDataset:
 
     def _rows(self, where: str) -> Iterator[dict[str, Any]]:
         """Rows in order of ``clip_id``."""
-        found = self.table(where)
-        for start in range(0, len(found), _DICTS_AT_ONCE):
-            yield from found.slice(start, _DICTS_AT_ONCE).to_pylist()
+        for batch in self.table(where).to_batches(max_chunksize=_DICTS_AT_ONCE):
+            yield from batch.to_pylist()
 
     def _row(self, clip_id: str, columns: list[str]) -> dict[str, Any]:
         if not isinstance(clip_id, str):
