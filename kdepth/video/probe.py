@@ -73,7 +73,8 @@ class MediaInfo:
         color_transfer: Such as ``smpte2084`` (PQ); None if not said.
         interlaced: Whether frames are made of two fields.
         hidden_alpha: Whether transparency lies beside the pictures, as in WebM, where not every decoder looks at it.
-        audio_codec: Of the first audio track that can be decoded; None if there is none.
+        audio_track: Index, among all tracks, of the first audio track whose codec FFmpeg knows; None if there is none.
+        audio_codec: Of that track, such as ``aac``.
     """
 
     container: str
@@ -95,11 +96,12 @@ class MediaInfo:
     color_transfer: str | None
     interlaced: bool
     hidden_alpha: bool
+    audio_track: int | None
     audio_codec: str | None
 
 
 def probe(source: str | Path, *, timeout_seconds: float = 60.0) -> MediaInfo:
-    """Look at a file in a child process. All of it is read; one picture is decoded.
+    """Look at a file in a child process. All of it is read; of each video track the first picture is decoded.
 
     Args:
         source: Any file; it is not trusted.
@@ -201,7 +203,8 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         color_transfer=_name(_TRANSFERS, transfer),
         interlaced=bool(video["interlaced"]),
         hidden_alpha=bool(video["alpha"]),
-        audio_codec=str(answer["audio"][0]) if answer["audio"] else None,
+        audio_track=int(answer["audio"][0][0]) if answer["audio"] else None,
+        audio_codec=str(answer["audio"][0][1]) if answer["audio"] else None,
     )
 
 
