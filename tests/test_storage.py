@@ -49,7 +49,7 @@ def test_files_of_a_store_behave_like_those_of_a_folder(s3: str, tmp_path: Path)
 
 def test_no_whole_file_stays_in_the_work_folder_of_a_store(s3: str) -> None:
     root, name = Root(f"{s3}-that-is-not-there/files"), "raw/a.0123456789-01234567.mp4"
-    with pytest.raises(OSError, match="bucket"), root.writing(name) as path:  # noqa: PT012
+    with pytest.raises(OSError, match="bucket"), root.writing(name) as path:
         path.write_bytes(b"whole")
     assert not path.exists()
     root = Root(f"{s3}/left")
