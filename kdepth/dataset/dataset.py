@@ -38,29 +38,22 @@ from kdepth.storage import Root
 _DICTS_AT_ONCE = 8  # rows as dictionaries take ten times the memory
 
 
-def open_dataset(root: str | Path, *, as_of: int | str | datetime | None = None) -> ClipDataset:
-    """Open the dataset of a root, or a packed one (`pack`).
+class ClipDataset:
+    """Open the dataset of a root, finished or growing, or a packed one (`pack`).
 
     Args:
         root: Folder or URI.
-        as_of: A version's number, a version's tag, or a time: the rows as they were then (`ClipDataset.versions`; those
-            of the last day are kept, and those with a tag). Files that only older rows name may be gone
-            (`ClipDataset.clean`).
-
-    Raises:
-        DatasetError: There is none.
-    """
-    return ClipDataset(root, as_of=as_of)
-
-
-class ClipDataset:
-    """A finished or growing dataset; see `open_dataset`.
+        as_of: A version's number, a version's tag, or a time: the rows as they were then (`versions`; those of the last
+            day are kept, and those with a tag). Files that only older rows name may be gone (`clean`).
 
     Attributes:
         root, files: Its folder or URI, and the same as a `Root`.
         lance: The Lance dataset underneath.
         is_packed: Whether the files are in the Lance dataset itself.
         column_names: The columns of `CLIP_SCHEMA`, then those that users added.
+
+    Raises:
+        DatasetError: There is none.
     """
 
     def __init__(self, root: str | Path, *, as_of: int | str | datetime | None = None) -> None:
@@ -291,3 +284,6 @@ class ClipDataset:
             f"{len(self.column_names)} columns": ", ".join(self.column_names),
         }
         return card(repr(self), facts)
+
+
+open_dataset = ClipDataset  # the name of the verb, as it stands in the notebooks

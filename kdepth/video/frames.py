@@ -138,22 +138,16 @@ def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
         exactly, ticks = (round((time_seconds + more) / stream.time_base) for more in (0, 5e-4))
         container.seek(ticks, stream=stream, backward=True)
         # In decoding order; what is shown by then has been decoded by then.
-        packets, shown = [], list[int]()
+        shown: list[int] = []
         for packet in container.demux(stream):
             if shown and (packet.dts or 0) > ticks:  # but the first frame is shown before its time, too
                 break
-            packets.append(packet)
             if packet.pts is not None:
                 shown.append(packet.pts)
         by_then = max((pts for pts in shown if pts <= ticks), default=min(shown, default=0))
         target = exactly if exactly in shown else by_then
-        for packet in [*packets, None]:
-            # Of the frames before it only those are decoded that others are made from.
-            stream.codec_context.skip_frame = "NONREF" if packet and (packet.pts or 0) < target else "DEFAULT"
-            for frame in stream.codec_context.decode(packet):
-                if frame.pts == target:
-                    return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
-    raise DatasetError(f"{file_name(source)} has no frame")
+        ((_, frame),) = _decode(source, container, stream, {target})
+        return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
 
 
 def read_frames_at(source: str | Path | BinaryIO, times_seconds: Sequence[float]) -> list[NDArray[np.uint8]]:

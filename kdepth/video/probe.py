@@ -173,6 +173,7 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         raise DamagedMediaError(name, None, f"no picture of the {video['codec']} video can be decoded")
     matrix, primaries, transfer = map(int, video["colors"])
     aspect = Fraction(*video["aspect"]) if video["aspect"] else Fraction(1)
+    is_mov = answer["container"].startswith("mov")
     jumps = answer["container"] in ("mpeg", "mpegts")  # their clock may be set anew
     times = [float(time) for time in video["times"] or (0, 0)]
     first, end = times[0], times[-1]
@@ -195,9 +196,7 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         first_seconds=begins if 0.0005 < abs(begins) < 10 else 0.0,
         num_packets=int(video["packets"]),
         late_end_seconds=max(0.0, times[5] - times[3] - (times[2] - times[0])) if len(times) == 7 else 0.0,
-        cut_off=bool(
-            answer["cut_off"] or (answer["container"].startswith("mov") and (answer["error"] or video["corrupt"]))
-        ),
+        cut_off=bool(answer["cut_off"] or (is_mov and (answer["error"] or video["corrupt"]))),
         color_space=_name(_MATRICES, matrix),
         color_primaries=_name(_PRIMARIES, primaries),
         color_transfer=_name(_TRANSFERS, transfer),
