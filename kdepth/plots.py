@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from kdepth.dataset.clip import Clip
 from kdepth.errors import DatasetError
-from kdepth.notebook.timeline import StageLoad, stage_load
+from kdepth.notebook.timeline import stage_load
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -356,30 +356,6 @@ def show_stable(clip: Clip, *, num_frames: int = 4) -> Figure:
     return figure
 
 
-def clips_in_work(load: StageLoad, *, ax: Axes | None = None) -> Axes:
-    """Draw how many clips each stage worked on over the time of a run, stacked."""
-    ax = ax or _axes((11, 2))
-    below = np.zeros(load.edges.size - 1)
-    for stage, colour in _STAGES.items():
-        ax.stairs(below + load.in_work[stage], load.edges, baseline=below, fill=True, color=colour, label=stage)
-        below = below + load.in_work[stage]
-    ax.set(ylabel="clips in work", xlabel="seconds since the first stage began")
-    ax.locator_params(axis="y", integer=True)
-    return ax
-
-
-def clips_waiting(load: StageLoad, *, ax: Axes | None = None) -> Axes:
-    """Draw how many clips waited between the stages over the time of a run."""
-    ax = ax or _axes((11, 2))
-    for stage, name in (("transcode", "downloaded, not yet transcoded"), ("depth", "transcoded, no depth yet")):
-        ax.stairs(load.waiting[stage], load.edges, color=_STAGES[stage], label=name, linewidth=1.5)
-    ax.set(ylabel="clips waiting", xlabel="seconds since the first stage began")
-    ax.set_ylim(0, max(1.0, ax.get_ylim()[1]))
-    ax.locator_params(axis="y", integer=True)
-    ax.legend(loc="upper right", frameon=False)
-    return ax
-
-
 def run_timeline(rows: pa.Table) -> Figure:
     """Draw a run: when each stage worked, how many clips were in work and waiting, and the bottleneck.
 
@@ -389,11 +365,19 @@ def run_timeline(rows: pa.Table) -> Figure:
     load = stage_load(rows)
     height = 0.22 * min(rows.num_rows, 60)
     figure = plt.figure(figsize=(11, 4.4 + height), layout="constrained")
-    axes = figure.subplots(3, 1, height_ratios=(1 + height, 1.5, 1.5), sharex=True)
-    timeline(rows, ax=axes[0])
-    clips_in_work(load, ax=axes[1])
-    clips_waiting(load, ax=axes[2])
-    for ax in axes[:2]:
-        ax.set_xlabel("")
+    bars, in_work, waiting = figure.subplots(3, 1, height_ratios=(1 + height, 1.5, 1.5), sharex=True)
+    timeline(rows, ax=bars).set_xlabel("")
+    below = np.zeros(load.edges.size - 1)
+    for stage, colour in _STAGES.items():
+        in_work.stairs(below + load.in_work[stage], load.edges, baseline=below, fill=True, color=colour)
+        below = below + load.in_work[stage]
+    in_work.set(ylabel="clips in work")
+    for stage, name in (("transcode", "downloaded, not yet transcoded"), ("depth", "transcoded, no depth yet")):
+        waiting.stairs(load.waiting[stage], load.edges, color=_STAGES[stage], label=name, linewidth=1.5)
+    waiting.set(ylabel="clips waiting", xlabel="seconds since the first stage began")
+    waiting.set_ylim(0, max(1.0, waiting.get_ylim()[1]))
+    waiting.legend(loc="upper right", frameon=False)
+    for ax in (in_work, waiting):
+        ax.locator_params(axis="y", integer=True)
     figure.suptitle(load.summary().splitlines()[0], fontsize=10)
     return figure

@@ -17,7 +17,6 @@ from importlib.resources import files
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import av
@@ -194,37 +193,33 @@ class SampleServer:
                 member = tarfile.TarInfo(f"val/{path.name}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-        served = {path.name: path for path in direct} | {"part_0.tar.gz": folder / "part_0.tar.gz"}
+        self._served = folder / "served"
+        self._served.mkdir()
+        for path in (*direct, folder / "part_0.tar.gz"):
+            self.serve(path.name, path)
         annotations = (_FOLDER / "val.csv").read_text()
         for clip_id, (path, label) in real_clips().items():
-            served[f"{clip_id}.mp4"] = path
+            self.serve(f"{clip_id}.mp4", path)
             youtube_id, start, end = clip_id.rsplit("_", 2)
             annotations += f"{label},{youtube_id},{int(start)},{int(end)},validate\n"
         self.annotations = folder / "val.csv"
         self.annotations.write_text(annotations)
         self._loop = asyncio.new_event_loop()
-        self._served = served
-        self._runner = web.AppRunner(self._application(), access_log=None)
+        application = web.Application()
+        application.router.add_static("/", self._served, follow_symlinks=True)  # answers Range and If-Range, sends ETag
+        self._runner = web.AppRunner(application, access_log=None)
         self._thread = threading.Thread(target=self._loop.run_forever, name="kdepth-samples", daemon=True)
         self._thread.start()
         port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
         self.url_list = folder / "urls.txt"
-        self.url_list.write_text("".join(f"http://127.0.0.1:{port}/{name}\n" for name in served))
+        names = [path.name for path in direct] + ["part_0.tar.gz"] + [f"{clip_id}.mp4" for clip_id in real_clips()]
+        self.url_list.write_text("".join(f"http://127.0.0.1:{port}/{name}\n" for name in names))
 
     def serve(self, name: str, path: Path) -> None:
         """Serve one more file, or replace the one with this name."""
-        self._served[name] = path
-
-    def _application(self) -> web.Application:
-        async def send(request: web.Request) -> web.StreamResponse:
-            path = self._served.get(request.match_info["name"])
-            if path is None:
-                raise web.HTTPNotFound
-            return web.FileResponse(path)  # answers Range and If-Range, sends ETag and Last-Modified
-
-        application = web.Application()
-        application.add_routes([web.get("/{name}", send)])
-        return application
+        link = self._served / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.absolute())
 
     async def _start(self) -> int:
         await self._runner.setup()
@@ -250,7 +245,5 @@ class SampleServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -20,31 +20,11 @@ SUPERSEDED = "superseded"
 THUMBNAIL_WIDTH = 16
 THUMBNAIL_HEIGHT = 9
 
-VIDEO_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in (
-        *("3g2", "3gp", "asf", "avi", "f4v", "flv", "gif", "m1v", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg"),
-        *(
-            "mts",
-            "mxf",
-            "ogg",
-            "ogv",
-            "rm",
-            "swf",
-            "ts",
-            "vob",
-            "webm",
-            "wmv",
-            "divx",
-            "dv",
-            "m2t",
-            "m2v",
-            "mpe",
-            "mpv",
-        ),
-        *("nut", "qt", "rmvb", "wtv", "y4m", "h264", "h265", "hevc", "ivf", "av1"),
-    )
+_VIDEOS = (
+    "3g2 3gp asf av1 avi divx dv f4v flv gif h264 h265 hevc ivf m1v m2t m2ts m2v m4v mkv mov mp4 mpe mpeg mpg mpv "
+    "mts mxf nut ogg ogv qt rm rmvb swf ts vob webm wmv wtv y4m"
 )
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _VIDEOS.split())
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -68,16 +48,16 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "clip_id": (pa.string(), "unique: `{youtube_id}_{start:06d}_{end:06d}`, else file stem + `_` + 10 hex digits"),
     "source_url": (pa.string(), "where it came from, without credentials"),
     "archive_member": (pa.string(), "name inside the archive, null for a direct URL"),
-    "youtube_id": (pa.string(), "11 characters, null if unknown"),
+    "youtube_id": (pa.string(), "id in the annotations, of YouTube 11 characters; null if unknown"),
     "time_start_seconds": (pa.float64(), "start within the YouTube video"),
     "time_end_seconds": (pa.float64(), "end within the YouTube video"),
     "cut_start_seconds": (
         pa.float64(),
-        "where the clip begins in the file at `source_url`; null: it is the whole file",
+        "where the clip begins in the file at `source_url`; null: it was not cut out of it",
     ),
     "cut_end_seconds": (pa.float64(), "where it ends there"),
-    "label": (pa.string(), "action class from the annotations"),
-    "split": (pa.string(), "`train`, `validate`, `test` as the annotations say"),
+    "label": (pa.string(), "action class, from the list or the annotations"),
+    "split": (pa.string(), "`train`, `validate`, `test`, from the list or the annotations"),
     "status": (pa.string(), "`ok` or `failed`"),
     "failed_stage": (pa.string(), "`source` (a line of the list), `download`, `transcode` or `depth`; null when ok"),
     "error_type": (pa.string(), "class name of the error; null when ok"),
@@ -118,7 +98,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "download_started_at": (_TIMESTAMP, "when the stage began"),
     "transcode_started_at": (_TIMESTAMP, "when the stage began"),
     "depth_started_at": (_TIMESTAMP, "when the stage began"),
-    "node": (pa.string(), "host that made the depth"),
+    "node": (pa.string(), "host of the depth stage"),
     "run_id": (pa.string(), "the run that committed the row"),
     "committed_at": (_TIMESTAMP, "when it did"),
 }

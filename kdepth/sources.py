@@ -272,11 +272,12 @@ def _from_url(text: str, annotated: Mapping[str, _Source]) -> _Source:
     try:
         url = URL(text)
         host, spelled = url.raw_host or "", lists.spelled_url(text, url)
+        is_youtube = url.host in YOUTUBE_HOSTS  # also decodes the name of a host that begins with xn--
     except (ValueError, TypeError, IndexError) as exc:  # the last is what yarl makes of "http://[::1]@"
         raise SourceError("not a URL") from exc
     if url.scheme not in ("http", "https") or not _HOST.fullmatch(host):
         raise SourceError(f"not an http or https URL{lists.remedy(text)}")
-    if url.host in YOUTUBE_HOSTS:
+    if is_youtube:
         youtube_id = url.query.get("v") or url.name
         if not lists.YOUTUBE_ID.fullmatch(youtube_id):
             raise SourceError("not the URL of a YouTube video")

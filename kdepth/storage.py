@@ -83,8 +83,7 @@ class Root:
             self.uri = str(self.work)
         else:
             self.uri = self.uri.rstrip("/")
-            digest = hashlib.sha256(self.uri.encode()).hexdigest()[:10]
-            self.work = Path(tempfile.gettempdir()) / f"kdepth-{os.getuid()}-{digest}"
+            self.work = Path(tempfile.gettempdir()) / f"kdepth-{os.getuid()}-{key_of(self.uri)}"
             self._make_private_work_folder()
         self.lance_uri = f"{self.uri}/clips.lance"
 
@@ -193,7 +192,7 @@ class Root:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Give the path at which to make a file, whole or not at all; an object store gets it at the block's end."""
+        """Give the path for a file, which the caller makes whole or not at all; a store gets it at the block's end."""
         path = self.path(name, own=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path
@@ -203,8 +202,10 @@ class Root:
         """Move a whole file from `work` into the store."""
         if not self.is_local:
             path = self.path(name, own=True)
-            fs.copy_files(str(path), self._path(name), fs.LocalFileSystem(), self._store[0])
-            path.unlink()
+            try:
+                fs.copy_files(str(path), self._path(name), fs.LocalFileSystem(), self._store[0])
+            finally:
+                path.unlink(missing_ok=True)  # also where the store can't be reached: nothing would find the file here
 
     def delete(self, name: str) -> None:
         """Delete a file of a row, if it is there. Raises as `path`."""
@@ -289,7 +290,9 @@ class Root:
         if self.others(run_id):
             return
         files = ("raw/*.??????????.part", "360p/*.part", "depth/*.part", "archives/*.json.*.part", "*.parquet.*.part")
-        for pattern in (*files, "at_work/*"):
+        # In the work folder of a store whole files, too: they did not get there, and are not looked for here.
+        unpublished = () if self.is_local else [f"{folder}/*.??????????-????????.*" for folder in _FOLDERS]
+        for pattern in (*files, *unpublished, "at_work/*"):
             for path in self.work.glob(pattern):
                 path.unlink(missing_ok=True)
         for path in (*self.work.glob("raw/*.lock"), *self.work.glob("archives/*.lock")):

@@ -446,6 +446,13 @@ VALID: list[Clip] = [
         has_audio=False,
     ),
     Clip(
+        "two-sounds.mkv",  # the codec of the first one is not known
+        X264,
+        audio=(TONE, AAC),
+        remux=[((), ("-map", "0", "-map", "0:a", "-c", "copy"))],
+        patch=lambda b: b.replace(b"A_AAC", b"A_XXX", 1),
+    ),
+    Clip(
         "broken-sound.mkv", X264, audio=(TONE, AAC), remux=[((), (*COPY, "-bsf:a", "noise=amount=1"))], has_audio=False
     ),
     Clip("cover.mp4", X264, remux=[((), ("-i", "{cover}", *COPY, "-map", "1", "-disposition:v:1", "attached_pic"))]),

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from conftest import Run
+from tiny_dataset import tiny_clip
 
 import kdepth
 from kdepth import plots
@@ -55,6 +56,25 @@ def test_verify_deletes_only_what_is_damaged(root: Path) -> None:
     assert good.depth_path.is_file()
 
 
+@pytest.mark.parametrize("damage", ["cut off", "a byte changed"])
+def test_depth_that_is_not_what_was_written_is_not_exported(tmp_path: Path, damage: str) -> None:
+    for kind in ("metric", "relative"):
+        writer = ClipWriter(tmp_path, kind)
+        writer.add(tiny_clip(tmp_path, kind, kind=kind))
+        writer.finish()
+        path = kdepth.open_dataset(tmp_path)[kind].depth_path
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content[: len(content) // 2] if damage == "cut off" else content)
+        clip = kdepth.open_dataset(tmp_path)[kind]
+        with pytest.raises(DatasetError, match="is not what was written"):
+            clip.save_depth(tmp_path / "depth.npz")
+        with pytest.raises(DatasetError, match="is not what was written"):
+            clip.scale_jumps()
+    with pytest.raises(DatasetError, match="is not what was written"):
+        clip.inverse_depth(0, stable=True)  # of a relative model: by the depth of all frames
+
+
 def test_a_clip_is_found_by_its_id_alone(root: Path) -> None:
     ds = kdepth.open_dataset(root)
     clip_id = next(iter(ds)).clip_id
@@ -69,6 +89,13 @@ def test_a_clip_is_found_by_its_id_alone(root: Path) -> None:
         kdepth.open_dataset(root, as_of=1.5)  # type: ignore[arg-type]
     with pytest.raises(DatasetError, match="give the folder it is in"):
         kdepth.open_dataset(root / "clips.lance")
+
+
+def test_a_table_that_is_gone_is_not_blamed_on_a_condition(tmp_path: Path) -> None:
+    ds = without_depth(tmp_path)
+    shutil.rmtree(tmp_path / "clips.lance" / "data")
+    with pytest.raises(DatasetError, match=r"clips\.lance can't be read"):
+        ds.table()
 
 
 def test_an_empty_answer_has_its_columns(root: Path) -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -5,15 +6,15 @@ import numpy as np
 import pytest
 
 from kdepth.errors import DatasetError
-from kdepth.video.depth_file import DepthWriter, read_depth, read_depth_at
+from kdepth.video.depth_file import DepthWriter, read_depth, read_depths_at
 
 
-def write(path: Path, frames: list[np.ndarray], fps: float = 30000 / 1001) -> list[np.ndarray]:
+def write(path: Path, frames: list[np.ndarray], times: Sequence[float] | None = None) -> list[int]:
+    """Write frames (default: at 29.97 a second), and give their checksums."""
     height, width = frames[0].shape
+    times = times or [index * 1001 / 30000 for index in range(len(frames))]
     with DepthWriter(path, width, height) as writer:
-        for index, frame in enumerate(frames):
-            writer.write(frame, index / fps)
-    return [frame.astype(np.float16) for frame in frames]
+        return [writer.write(frame, time) for frame, time in zip(frames, times, strict=True)]
 
 
 @pytest.fixture
@@ -25,41 +26,40 @@ def frames(random_generator: np.random.Generator) -> list[np.ndarray]:
 
 
 def test_what_was_stored_comes_back_bit_for_bit(tmp_path: Path, frames: list[np.ndarray]) -> None:
-    stored = write(tmp_path / "depth.mkv", frames)
-    read = list(read_depth(tmp_path / "depth.mkv"))
-    assert len(read) == len(stored)
-    assert all(np.array_equal(a.view(np.uint16), b.view(np.uint16)) for a, b in zip(read, stored, strict=True))
+    write(tmp_path / "depth.mkv", frames)
+    read = np.stack(list(read_depth(tmp_path / "depth.mkv")))
+    assert np.array_equal(read.view(np.uint16), np.stack(frames).astype(np.float16).view(np.uint16))
 
 
 def test_opencv_alone_reads_the_same_bits(tmp_path: Path, frames: list[np.ndarray]) -> None:
-    stored = write(tmp_path / "depth.mkv", frames)
+    write(tmp_path / "depth.mkv", frames)
     capture = cv2.VideoCapture(str(tmp_path / "depth.mkv"))
     capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
-    for half in stored:
+    for frame in frames:
         there, bits = capture.read()
         assert there
-        assert np.array_equal(bits.view(np.float16).reshape(half.shape), half)
+        assert np.array_equal(bits.view(np.float16).reshape(frame.shape), frame.astype(np.float16))
     assert not capture.read()[0]
 
 
 @pytest.mark.parametrize("fps", [0.5, 24, 30000 / 1001, 120])
 def test_any_frame_opens_on_its_own(tmp_path: Path, frames: list[np.ndarray], fps: float) -> None:
-    stored = write(tmp_path / "depth.mkv", frames, fps)
-    for index in (11, 0, 5, 3, 10):
-        assert np.array_equal(read_depth_at(tmp_path / "depth.mkv", index / fps), stored[index])
-    with pytest.raises(DatasetError, match="no frame at"):
-        read_depth_at(tmp_path / "depth.mkv", 12 / fps + 1)
+    times = [index / fps for index in range(12)]
+    checks = write(tmp_path / "depth.mkv", frames, times)
+    for some in ([11], [0], [5], [3, 4, 10]):
+        found = read_depths_at(tmp_path / "depth.mkv", [times[k] for k in some], [checks[k] for k in some])
+        assert np.array_equal(np.stack(list(found)), np.stack([frames[k] for k in some]).astype(np.float16))
+    with pytest.raises(DatasetError, match=f"its frame at {12 / fps:.3f} s is not what was written"):
+        list(read_depths_at(tmp_path / "depth.mkv", [times[11], 12 / fps], [checks[11], 1]))
 
 
 def test_frames_at_one_time_are_told_apart_by_their_checksums(tmp_path: Path, frames: list[np.ndarray]) -> None:
-    times = [0.04 * (index // 4) + 1e-5 * index for index in range(12)]
-    with DepthWriter(tmp_path / "depth.mkv", 160, 90) as writer:
-        checksums = [writer.write(frame, time) for frame, time in zip(frames, times, strict=True)]
-    for frame, time, checksum in zip(frames, times, checksums, strict=True):
-        assert np.array_equal(read_depth_at(tmp_path / "depth.mkv", time, checksum), frame.astype(np.float16))
-    for time in times:
-        with pytest.raises(DatasetError, match="is damaged"):
-            read_depth_at(tmp_path / "depth.mkv", time, 1)
+    frames = [np.roll(frame, shift) for shift in range(6) for frame in frames]
+    times = [0.04 * (index // 60) + 1e-5 * index for index in range(72)]  # the 60th is kept 60 ms late
+    checks = write(tmp_path / "depth.mkv", frames, times)
+    for frame, time, check in zip(frames, times, checks, strict=True):
+        (found,) = read_depths_at(tmp_path / "depth.mkv", [time], [check])
+        assert np.array_equal(found, frame.astype(np.float16))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0, -0.0, 65520.0])
@@ -73,21 +73,22 @@ def test_what_is_no_inverse_depth_is_refused_and_leaves_no_file(tmp_path: Path, 
 
 def test_a_damaged_file_is_an_error_not_a_wrong_picture(tmp_path: Path, frames: list[np.ndarray]) -> None:
     path = tmp_path / "depth.mkv"
-    with DepthWriter(path, 160, 90) as writer:
-        checks = [writer.write(frame, index / 30) for index, frame in enumerate(frames)]
+    times = [index / 30 for index in range(12)]
+    checks = write(path, frames, times)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     broken = []
-    for index, crc32 in enumerate(checks):
+    for time, check in zip(times, checks, strict=True):
         try:
-            read_depth_at(path, index / 30, crc32)
+            list(read_depths_at(path, [time], [check]))
         except DatasetError as error:
             broken.append(str(error))
     assert len(broken) == 1
     assert "is damaged" in broken[0]
-    path.write_bytes(content[:2000])
-    with pytest.raises(DatasetError):
-        read_depth_at(path, 11 / 30, checks[11])
+    for num_bytes in (2000, len(content) // 2):
+        path.write_bytes(content[:num_bytes])
+        with pytest.raises(DatasetError):
+            list(read_depths_at(path, times, checks))
     with pytest.raises(DatasetError):
         list(read_depth(tmp_path / "missing.mkv"))

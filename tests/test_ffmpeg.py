@@ -250,12 +250,6 @@ def test_child_dies_with_its_parent(clip: Path, tmp_path: Path) -> None:
     os.close(descriptor)
 
 
-def test_niceness(build: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = min(os.nice(0) + 3, 19)
-    use_ffmpeg(script(tmp_path, "nice >&2"), monkeypatch)
-    assert int(run_ffmpeg([], source=clip, timeout_seconds=30, niceness=3).log) == expected
-
-
 def test_not_a_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "endless.mp4")
     (tmp_path / "zero.mp4").symlink_to("/dev/zero")

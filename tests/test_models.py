@@ -506,7 +506,7 @@ def test_what_a_network_of_ones_own_gives_is_looked_at(tmp_path: Path) -> None:
             load_model(tmp_path / "mine.py", device="cpu").estimate(frames)
     (tmp_path / "mine.py").write_text(OWN.replace("frames[:, 0].float()", "frames[:, 0].bfloat16()"))
     assert load_model(tmp_path / "mine.py", device="cpu").estimate(frames).inverse_depth.dtype == np.float32
-    for wrong in ({"kind": "disparity"}, {"kind": "relative", "batch_size": 0}):
+    for wrong in ({"kind": "disparity"}, {"kind": None}, {"kind": "relative", "batch_size": 0}):
         with pytest.raises(ValueError, match=list(wrong)[-1]):
             DepthModel(lambda *_: None, **wrong)  # type: ignore[arg-type, return-value]
     own = "from __future__ import annotations\nfrom dataclasses import dataclass\n\n@dataclass\nclass A:\n    b: int\n"

@@ -61,6 +61,7 @@ def test_probe(tmp_path: Path) -> None:
         color_transfer="smpte2084",
         interlaced=True,
         hidden_alpha=False,
+        audio_track=1,
         audio_codec="aac",
     )
 

@@ -495,6 +495,12 @@ def test_lists_of_python() -> None:
     found = problems(read_sources(mixed))  # type: ignore[arg-type]
     assert found[0].startswith("sources[1]: not an http or https URL; serve the folder")
     assert found[1:] == [f"sources[{index}]: not a URL" for index in range(2, 7)]
+    for host in ("xn--a.com", "xn--.com", f"xn--{'a' * 59}.com", "me:x@xn--a.com", "[::1]@", "[::1]]", "ä" * 70):
+        found = problems(read_sources(["https://h/a.mp4", f"http://{host}/a.mp4"]))
+        assert found == ["sources[1]: not a URL"], host
+    for host in ("a" * 300, "a..b", ".a", "[fe80::1%25xn--a]"):
+        found = problems(read_sources(["https://h/a.mp4", f"http://{host}/a.mp4"]))
+        assert found[0].startswith("sources[1]: not an http or https URL"), host
     with pytest.raises(SourceError, match="the list of URLs holds no sources"):
         read_sources([])
     with pytest.raises(SourceError, match=r"no line of the list of URLs can be used:\nsources\[0\]"):

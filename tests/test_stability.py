@@ -9,7 +9,7 @@ import pytest
 from kdepth.dataset.clip import Clip
 from kdepth.dataset.temporal import (
     sampled,
-    scale_jump,
+    scale_step,
     scale_steps,
     stabilising_scales,
     steady_focal_length,
@@ -27,9 +27,9 @@ def test_a_scale_jump_is_measured_on_what_stands_still(random_generator: np.rand
     moved_grey, moved_depth = grey.copy(), depth * 1.05
     moved_grey[:30] = 255 - grey[:30]  # a third of the picture changed, and its depth with it
     moved_depth[:30] *= 3
-    assert scale_jump(grey, depth, grey, depth) == 0
-    assert scale_jump(grey, depth, moved_grey, moved_depth) == pytest.approx(np.log(1.05), abs=1e-3)
-    assert scale_jump(grey, depth, grey + 100, depth) is None  # a cut
+    assert scale_step(grey, depth, grey, depth) == 0
+    assert scale_step(grey, depth, moved_grey, moved_depth) == pytest.approx(np.log(1.05), abs=1e-3)
+    assert np.isnan(scale_step(grey, depth, grey + 100, depth))  # a cut
 
 
 def moving_scene(random_generator: np.random.Generator, num_frames: int = 40) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -51,8 +51,7 @@ def scales_of(frames: list[tuple[np.ndarray, np.ndarray]], step: int = 1, fps: f
 
 
 def mean_jump(frames: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    jumps = [scale_jump(*a, *b) for a, b in pairwise(frames)]
-    return float(np.mean([jump for jump in jumps if jump is not None]))
+    return float(np.nanmean([abs(scale_step(*a, *b)) for a, b in pairwise(frames)]))
 
 
 def test_a_scale_that_jumps_is_taken_back(random_generator: np.random.Generator) -> None:
@@ -97,7 +96,7 @@ def test_frames_that_are_not_neighbours_are_not_compared(random_generator: np.ra
 def test_at_a_cut_there_is_nothing_to_compare(random_generator: np.random.Generator) -> None:
     first, second = moving_scene(random_generator)[:5], moving_scene(random_generator)[:5]
     jump = [(g, 2 * d if k > 2 else d) for k, (g, d) in enumerate(first)]
-    assert scale_jump(*jump[-1], *second[0]) is None
+    assert np.isnan(scale_step(*jump[-1], *second[0]))
     view = scales_of(jump + [(g, 3 * d) for g, d in second])
     assert view == pytest.approx([1] * 3 + [0.5] * 7, abs=1e-3)
 

@@ -47,6 +47,21 @@ def test_files_of_a_store_behave_like_those_of_a_folder(s3: str, tmp_path: Path)
         assert root.size("raw/a.mp4") is None
 
 
+def test_no_whole_file_stays_in_the_work_folder_of_a_store(s3: str) -> None:
+    root, name = Root(f"{s3}-that-is-not-there/files"), "raw/a.0123456789-01234567.mp4"
+    with pytest.raises(OSError, match="bucket"), root.writing(name) as path:
+        path.write_bytes(b"whole")
+    assert not path.exists()
+    root = Root(f"{s3}/left")
+    broken = ["raw/a.0123456789.mp4.part", "raw/a.0123456789.mp4.part.json"]  # of a download, which goes on
+    for left in (name, "360p/a.0123456789-01234567.mp4", "depth/a.0123456789-01234567.mkv", *broken):
+        (root.work / left).parent.mkdir(exist_ok=True)
+        (root.work / left).touch()
+    with root.in_use("run"):
+        pass
+    assert sorted(str(path.relative_to(root.work)) for path in root.work.rglob("*") if path.is_file()) == broken
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="gives a folder to another user")
 def test_a_folder_that_another_user_made_is_not_worked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -45,7 +45,7 @@ from kdepth.errors import (
 )
 from kdepth.video.frames import read_frame_at, read_frames
 from kdepth.video.probe import probe
-from kdepth.video.transcode import VideoInfo, default_encoder, transcode_file, video_info
+from kdepth.video.transcode import VideoInfo, default_encoder, encoding_of, transcode_file, video_info
 
 # Mutated files per run; the full one is 2,000.
 NUM_MUTATIONS = int(os.environ.get("KDEPTH_NUM_MUTATIONS", "40"))
@@ -259,6 +259,8 @@ def test_arguments(plain: Path, tmp_path: Path) -> None:
 def test_default_encoder_encodes(build: str, plain: Path, tmp_path: Path) -> None:
     """It was tried, not read from a list: here or elsewhere, a clip comes out."""
     assert transcode_file(plain, tmp_path / "clip.mp4", encoder=default_encoder()).num_frames == 24
+    assert encoding_of() == encoding_of(default_encoder())
+    assert encoding_of("libx264") == "libx264 -preset veryfast -crf 20 -g 48"
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".webm", ".nut", ".mp4", ".ts"])

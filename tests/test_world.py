@@ -35,7 +35,7 @@ from kdepth.errors import (
     TranscodeTimeoutError,
     UnsupportedMediaError,
 )
-from kdepth.video.depth_file import DepthWriter, read_checksums, read_depth, read_depth_at
+from kdepth.video.depth_file import DepthWriter, read_checksums, read_depth, read_depths_at
 from kdepth.video.frames import read_frame_at, read_frames
 from kdepth.video.probe import probe
 from kdepth.video.transcode import VideoInfo, _allowed_seconds, transcode_file, video_info
@@ -406,7 +406,7 @@ def test_relative_paths_are_paths(name: str, tmp_path: Path, monkeypatch: pytest
         checksum = writer.write(np.ones((2, 4), np.float32), 0.0)
     assert len(list(read_depth(f"depth:{name}"))) == 1
     assert read_checksums(f"depth:{name}") == [checksum]
-    assert read_depth_at(f"depth:{name}", 0.0, checksum).shape == (2, 4)
+    assert [depth.shape for depth in read_depths_at(f"depth:{name}", [0.0], [checksum])] == [(2, 4)]
 
 
 def test_messages_name_the_file_and_no_folder(build: str, tmp_path: Path) -> None:

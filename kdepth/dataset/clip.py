@@ -19,7 +19,7 @@ from kdepth.errors import DatasetError, KdepthError
 from kdepth.html import card, rgb_and_depth
 from kdepth.schema import FAILED
 from kdepth.storage import Root
-from kdepth.video.depth_file import read_checksums, read_depth, read_depth_at
+from kdepth.video.depth_file import read_checksums, read_depths_at
 from kdepth.video.frames import count_frames, read_frame_at, read_frames
 
 
@@ -107,10 +107,15 @@ class Clip:
             IndexError: The frame has no depth.
             DatasetError: As `frame`.
         """
-        file = self.open("depth")
-        frame = self._frame_with_depth(index)
-        inverse_depth = read_depth_at(file, frame["time_seconds"], frame["crc32"]).astype(np.float32)
+        (stored,) = self._stored_depth(index)
+        inverse_depth = stored.astype(np.float32)
         return np.float32(self._stable_scales[index]) * inverse_depth if stable else inverse_depth
+
+    def _stored_depth(self, *indices: int) -> Iterator[NDArray[np.float16]]:
+        """Read the depth of these frames, ascending, or of all that have depth, as it is in the file."""
+        file = self.open("depth")
+        frames = [self._frame_with_depth(index) for index in indices or self._depth_frames]
+        return read_depths_at(file, [f["time_seconds"] for f in frames], [f["crc32"] for f in frames])
 
     def _frame_with_depth(self, index: int) -> Mapping[str, Any]:
         if index not in self._depth_frames:
@@ -121,7 +126,7 @@ class Clip:
 
     @cached_property
     def _scale_steps(self) -> NDArray[np.float64]:
-        stored = read_depth(self.open("depth"))
+        stored = self._stored_depth()
         shown = read_frames(self.open("video"), lambda index, time_seconds: index in self._depth_frames)
         pairs = ((f.index, steady_grey(f.rgb), sampled(depth)) for f, depth in zip(shown, stored, strict=True))
         return scale_steps(pairs, self.shots)
@@ -270,7 +275,7 @@ class Clip:
             frames = self._depth_frames.values()
             np.savez_compressed(
                 path,
-                inverse_depth=np.stack(list(read_depth(self.open("depth")))),
+                inverse_depth=np.stack(list(self._stored_depth())),
                 index=np.array(self.depth_indices),
                 time_seconds=np.array([frame["time_seconds"] for frame in frames]),
                 focal_length_px=np.array([frame["focal_length_px"] for frame in frames], np.float32),

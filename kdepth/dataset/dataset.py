@@ -38,29 +38,22 @@ from kdepth.storage import Root
 _DICTS_AT_ONCE = 8  # rows as dictionaries take ten times the memory
 
 
-def open_dataset(root: str | Path, *, as_of: int | str | datetime | None = None) -> ClipDataset:
-    """Open the dataset of a root, or a packed one (`pack`).
+class ClipDataset:
+    """Open the dataset of a root, finished or growing, or a packed one (`pack`).
 
     Args:
         root: Folder or URI.
-        as_of: A version's number, a version's tag, or a time: the rows as they were then (`ClipDataset.versions`; those
-            of the last day are kept, and those with a tag). Files that only older rows name may be gone
-            (`ClipDataset.clean`).
-
-    Raises:
-        DatasetError: There is none.
-    """
-    return ClipDataset(root, as_of=as_of)
-
-
-class ClipDataset:
-    """A finished or growing dataset; see `open_dataset`.
+        as_of: A version's number, a version's tag, or a time: the rows as they were then (`versions`; those of the last
+            day are kept, and those with a tag). Files that only older rows name may be gone (`clean`).
 
     Attributes:
         root, files: Its folder or URI, and the same as a `Root`.
         lance: The Lance dataset underneath.
         is_packed: Whether the files are in the Lance dataset itself.
         column_names: The columns of `CLIP_SCHEMA`, then those that users added.
+
+    Raises:
+        DatasetError: There is none.
     """
 
     def __init__(self, root: str | Path, *, as_of: int | str | datetime | None = None) -> None:
@@ -94,6 +87,7 @@ class ClipDataset:
 
         Raises:
             ValueError: `where` or `columns` names something that is no column, or is no condition.
+            DatasetError: The table can't be read.
         """
         columns = [columns] if isinstance(columns, str) else columns
         if unknown := sorted(set(columns or ()).difference(self.column_names)):
@@ -102,6 +96,8 @@ class ClipDataset:
         try:
             rows = read_columns(self.lance, list(dict.fromkeys([*wanted, "clip_id"])), where)
         except (OSError, ValueError) as exc:
+            if where is None:  # the table itself can't be read
+                raise DatasetError(f"{self.files.lance_uri} can't be read: {exc}") from exc
             raise ValueError(f"where={where!r}: {printable(str(exc))}; the columns are {self._columns()}") from exc
         return rows.sort_by("clip_id").select(wanted)
 
@@ -117,9 +113,8 @@ class ClipDataset:
 
     def _rows(self, where: str) -> Iterator[dict[str, Any]]:
         """Rows in order of ``clip_id``."""
-        found = self.table(where)
-        for start in range(0, len(found), _DICTS_AT_ONCE):
-            yield from found.slice(start, _DICTS_AT_ONCE).to_pylist()
+        for batch in self.table(where).to_batches(max_chunksize=_DICTS_AT_ONCE):
+            yield from batch.to_pylist()
 
     def _row(self, clip_id: str, columns: list[str]) -> dict[str, Any]:
         if not isinstance(clip_id, str):
@@ -289,3 +284,6 @@ class ClipDataset:
             f"{len(self.column_names)} columns": ", ".join(self.column_names),
         }
         return card(repr(self), facts)
+
+
+open_dataset = ClipDataset  # the name of the verb, as it stands in the notebooks

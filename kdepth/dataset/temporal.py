@@ -36,18 +36,10 @@ def steady_grey(rgb: NDArray[np.uint8]) -> NDArray[np.int16]:
     return grey
 
 
-def scale_jump(*pair: NDArray[Any]) -> float | None:
-    """Measure how much the scale of depth jumps between two neighbouring frames: the absolute value of `scale_steps`.
-
-    Give `steady_grey` and `sampled` of the first frame, then of the second. None: too few pixels are steady to tell.
-    """
-    step = _scale_step(*pair)
-    return None if np.isnan(step) else abs(step)
-
-
-def _scale_step(
+def scale_step(
     grey_before: NDArray[Any], depth_before: NDArray[Any], grey_after: NDArray[Any], depth_after: NDArray[Any]
 ) -> float:
+    """Measure how the scale of depth changes between two neighbouring frames, as `scale_steps` does; NaN: unknown."""
     steady = np.abs(grey_after - grey_before) <= _STEADY_GREY_LEVELS
     steady &= (depth_before > 0) & (depth_after > 0)
     if np.count_nonzero(steady) < _MIN_STEADY * steady.size:
@@ -75,7 +67,7 @@ def scale_steps(
     last: tuple[int, NDArray[np.int16], NDArray[np.float32]] | None = None
     for index, grey, depth in frames:
         is_next = last is not None and last[0] == index - 1 and index not in cuts
-        steps.append(_scale_step(*last[1:], grey, depth) if last is not None and is_next else np.nan)
+        steps.append(scale_step(*last[1:], grey, depth) if last is not None and is_next else np.nan)
         last = index, grey, depth
     return np.array(steps)
 

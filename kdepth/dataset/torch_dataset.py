@@ -20,7 +20,7 @@ from kdepth.video.depth_file import read_depths_at
 from kdepth.video.frames import read_frames_at
 
 Sample = tuple[NDArray[np.uint8], NDArray[np.float32], dict[str, Any]]
-_COLUMNS = ["clip_id", "label", "depth_kind", "video_path", "depth_path", "frames"]
+_COLUMNS = ["clip_id", "label", "depth_kind", "video_path", "depth_path"]
 
 
 class DepthSamples:
@@ -66,10 +66,9 @@ class DepthSamples:
         self._size = None if size is None else (int(size[0]), int(size[1]))
         self._num_frames, self._step = num_frames, step
         condition = f"status = '{OK}' AND num_depth_frames > 0" + (f" AND ({where})" if where else "")
-        has_shots = "shots" in ds.column_names
-        clips = ds.table(condition, [*_COLUMNS, *(["shots"] if has_shots else [])]).combine_chunks()
+        clips = ds.table(condition, [*_COLUMNS, "frames", "shots"]).combine_chunks()
         self.labels: list[str] = sorted(pc.unique(ds.table(columns=["label"])["label"].drop_null()).to_pylist())
-        self._clips = clips.select(_COLUMNS[:-1])
+        self._clips = clips.select(_COLUMNS)
         frames = clips["frames"]
         self._clip_of = pc.list_parent_indices(frames).to_numpy()
         flat = pc.list_flatten(frames)
@@ -77,7 +76,7 @@ class DepthSamples:
             pc.struct_field(flat, name).to_numpy(zero_copy_only=False)
             for name in ("index", "time_seconds", "crc32", "focal_length_px")
         )
-        self._shot = self._shots(clips["shots"]) if has_shots else np.zeros(len(self._index), np.int32)
+        self._shot = self._shots(clips["shots"])
         self._starts = self._first_frames()
         if not len(self._starts):
             few = f" with {num_frames} frames of one shot, {step} apart" if num_frames > 1 else ""
@@ -145,7 +144,7 @@ class DepthSamples:
         times = self._time_seconds[frames].tolist()
         rgb = np.stack(read_frames_at(self._ds.open_file(row, "video"), times))
         depth = read_depths_at(self._ds.open_file(row, "depth"), times, self._crc32[frames].tolist())
-        inverse_depth = np.stack(depth).astype(np.float32)
+        inverse_depth = np.stack(list(depth)).astype(np.float32)
         stored = rgb.shape[1:]
         if self._size is not None:
             rgb, inverse_depth = _resized(rgb, self._size), _resized(inverse_depth, self._size)

@@ -100,7 +100,7 @@ class Seen(NamedTuple):
 
 
 class SmallNetwork(nn.Module):
-    """Encoder and decoder; see `estimate` for use and `forward` for training."""
+    """Encoder and decoder; see `follow` for use. Training calls `decode` and `invert`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,11 +112,6 @@ class SmallNetwork(nn.Module):
         self.deep = nn.Conv2d(d[4], d[4], 3, padding=1)
         self.fuse = nn.ModuleList(_Fuse(d[n + 1], skips[n], d[n]) for n in (3, 2, 1, 0))
         self.head = nn.Conv2d(d[0], 4, 3, padding=1)  # four values a half-resolution pixel: the full resolution
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Encoder features of a normalised picture."""
-        features: list[Tensor] = self.encoder(x)
-        return features
 
     def decode(self, features: list[Tensor]) -> Tensor:
         """Decoder features at half the input's resolution."""
@@ -132,7 +127,7 @@ class SmallNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Inverse depth up to scale: RGB (N, 3, h, w) in [-1, 1], h and w even, to float32 (N, h, w) > 0, about 1."""
-        return self.invert(self.decode(self.features(x)))
+        return self.invert(self.decode(self.encoder(x)))
 
     def invert(self, decoded: Tensor) -> Tensor:
         """The last layer, in float32: from the decoder's features to inverse depth."""

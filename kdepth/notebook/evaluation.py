@@ -63,12 +63,12 @@ def evaluate_depth(
 
     Metric depth is taken as it is. Relative depth is first aligned by the scale and shift that fit best in inverse
     depth, by least squares (Ranftl et al. 2020, "Towards Robust Monocular Depth Estimation", section 5). All measures
-    but `order` and `boundary_f1` are of depth, in the pixels whose true depth lies within the caps; predicted depth is
-    clipped to them (Eigen et al. 2014, "Depth Map Prediction from a Single Image", section 4: RMSE, AbsRel, delta).
+    are of the pixels whose true depth lies within the caps. All but `order` are of predicted depth clipped to the caps
+    (Eigen et al. 2014, "Depth Map Prediction from a Single Image", section 4: RMSE, AbsRel, delta).
 
     ``log10`` is of Saxena et al. 2009, "Make3D"; ``silog`` that of the KITTI depth benchmark, after Eigen et al. 2014,
     section 3.2. ``order`` follows the ordinal relations of Chen et al. 2016, "Single-Image Depth Perception in the
-    Wild": 20,000 random pairs, those left out whose true depths are within 3 %. ``boundary_f1``: see there.
+    Wild": 20,000 random pairs, those left out whose true depths are within 3 %. `boundary_f1` is a function here.
 
     Args:
         predicted: ``(H, W)`` inverse depth as models give it: 1/m, or relative. NaN: unknown; 0: farther than any cap.

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kdepth.dataset.temporal import sampled, scale_jump, steady_grey
+from kdepth.dataset.temporal import sampled, scale_step, steady_grey
 from kdepth.errors import DepthError
 from kdepth.pipeline.batches import Batch, batched
 from kdepth.schema import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH
@@ -228,8 +228,8 @@ class _ClipStatistics:
         self._thumbnail_sum += cv2.resize(every_fourth, size, interpolation=cv2.INTER_AREA)
         sample, grey = sampled(inverse_depth), steady_grey(frame.rgb)
         if self._last is not None and self.frames[-2]["index"] == frame.index - 1 and not starts_shot:
-            jump = scale_jump(*self._last, grey, sample)
-            if jump is not None:
+            jump = abs(scale_step(*self._last, grey, sample))
+            if not np.isnan(jump):
                 self._jumps.append(jump)
         self._last = grey, sample
         return self.frames[-1]

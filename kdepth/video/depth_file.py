@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self
 
 import av
@@ -29,7 +28,6 @@ from kdepth.video.frames import file_name, opened
 
 # Matroska keeps times in milliseconds.
 _TIME_BASE = Fraction(1, 1000)
-_MOST_BEHIND_MS = 50  # of a frame whose time was that of others before it
 
 
 class DepthWriter:
@@ -87,9 +85,7 @@ class DepthWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None:
             self._container.mux(self._stream.encode(None))
         self._container.close()
@@ -103,8 +99,8 @@ def read_depth(source: str | Path | BinaryIO) -> Iterator[NDArray[np.float16]]:
     """All frames of a depth file (path or file) in order, each float16 ``(H, W)`` inverse depth.
 
     Raises:
-        DatasetError: The file is missing, or can't be decoded to its end. Bytes that changed in it are not always
-            noticed here, as they are by `Clip.inverse_depth`.
+        DatasetError: The file is missing or can't be decoded. A file that was cut off may just end earlier here, and
+            bytes that changed may give another picture: `Clip.inverse_depth` notices both.
     """
     with opened(source, "matroska") as container:
         stream = container.streams.video[0]
@@ -112,68 +108,39 @@ def read_depth(source: str | Path | BinaryIO) -> Iterator[NDArray[np.float16]]:
             yield _half(frame)
 
 
-def read_depth_at(source: str | Path | BinaryIO, time_seconds: float, crc32: int | None = None) -> NDArray[np.float16]:
-    """The depth frame shown at a time: float16 ``(H, W)`` inverse depth.
+def read_depths_at(
+    source: str | Path | BinaryIO, times_seconds: Sequence[float], crc32: Sequence[int]
+) -> Iterator[NDArray[np.float16]]:
+    """Read some frames of a depth file in one pass; each must be what was written.
 
     Args:
         source: The depth file: its path, or a file that can seek.
-        time_seconds: Presentation time of the frame.
-        crc32: What `DepthWriter.write` said of it, if known.
-
-    Raises:
-        DatasetError: As `read_depth`, or there is no frame at that time, or its bytes changed since they were written.
-    """
-    target = round(time_seconds * 1000)
-    # Matroska's header says all; by default FFmpeg would also decode a frame to see what is in it.
-    with opened(source, "matroska", probesize="32") as container:
-        stream = container.streams.video[0]
-        container.seek(target, stream=stream, backward=True)
-        others = False
-        for packet in container.demux(stream):
-            # Every frame is a key frame: what lies before the wanted one need not be decoded.
-            if packet.pts is None or packet.pts < target - 1:
-                continue
-            if crc32 is None or zlib.crc32(packet) == crc32:
-                for frame in packet.decode():
-                    return _half(frame)
-            others = True
-            if packet.pts > target + _MOST_BEHIND_MS:
-                break
-        if others:
-            raise DatasetError(
-                f"{file_name(source)} is damaged: its frame at {time_seconds:.3f} s is not what was written; or a "
-                "later run made it anew: then open the dataset again"
-            )
-    raise DatasetError(f"{file_name(source)} has no frame at {time_seconds:.3f} s")
-
-
-def read_depths_at(
-    source: str | Path | BinaryIO, times_seconds: Sequence[float], crc32: Sequence[int]
-) -> list[NDArray[np.float16]]:
-    """Read several frames of a depth file in one pass from the first of them to the last.
-
-    Args:
-        source: As for `read_depth_at`.
-        times_seconds: The frames' times, ascending.
+        times_seconds: Presentation times of the frames, ascending.
         crc32: What `DepthWriter.write` said of each.
 
-    Returns:
+    Yields:
         float16 ``(H, W)`` inverse depth of each.
 
     Raises:
-        DatasetError: As `read_depth_at`.
+        DatasetError: The file can't be decoded, or a frame is not there as it was written.
     """
-    found: list[NDArray[np.float16]] = []
+    num_found = 0
+    # Matroska's header says all; by default FFmpeg would also decode a frame to see what is in it.
     with opened(source, "matroska", probesize="32") as container:
         stream = container.streams.video[0]
         container.seek(round(times_seconds[0] * 1000), stream=stream, backward=True)
         for packet in container.demux(stream):
             # Every frame is a key frame: others need not be decoded.
-            if packet.pts is not None and zlib.crc32(packet) == crc32[len(found)]:
-                found += [_half(frame) for frame in packet.decode()]
-                if len(found) == len(crc32):
-                    return found
-    raise DatasetError(f"{file_name(source)} is damaged: its frame at {times_seconds[len(found)]:.3f} s is not there")
+            if packet.size and zlib.crc32(packet) == crc32[num_found]:
+                for frame in packet.decode():
+                    yield _half(frame)
+                    num_found += 1
+                if num_found == len(crc32):
+                    return
+    raise DatasetError(
+        f"{file_name(source)} is damaged: its frame at {times_seconds[num_found]:.3f} s is not what was written; or a "
+        "later run made it anew: then open the dataset again"
+    )
 
 
 def read_checksums(source: str | Path | BinaryIO) -> list[int]:

@@ -37,7 +37,7 @@ def describe(path: str, formats: str) -> dict[str, object]:
             "error": error,
             "cut_off": container.format.name.startswith("matroska") and _ends_early(path),
             "videos": [video.described() for video in videos.values()],
-            "audio": [s.codec_context.codec.canonical_name for s in container.streams.audio if s.codec_context],
+            "audio": [(s.index, s.codec.canonical_name) for s in container.streams.audio if s.codec_context],
         }
 
 

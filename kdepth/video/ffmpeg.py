@@ -150,7 +150,6 @@ def launcher(
     memory_bytes: int | None = None,
     output_bytes: int | None = None,
     cpu_seconds: float | None = None,
-    niceness: int = 0,
 ) -> tuple[str, ...]:
     """Make the words to put before a command, so that it dies with its parent and has these rights and limits.
 
@@ -162,11 +161,10 @@ def launcher(
         memory_bytes: Limit of its private writable memory.
         output_bytes: Limit of each file that it writes.
         cpu_seconds: Limit of its CPU time.
-        niceness: Added to the priority number: 0 as the parent, 19 lowest.
     """
     limits = {"data": memory_bytes, "size": output_bytes, "cpu": cpu_seconds and int(cpu_seconds) + 1}
     options = [f"{name}={value}" for name, value in limits.items() if value is not None]
-    options += [f"nice={niceness}", *([] if network else ["network=no"])]
+    options += [] if network else ["network=no"]
     options += [] if writable is None else ["write=", *(f"write={path.absolute()}" for path in writable)]
     return (sys.executable, "-I", "-S", str(Path(__file__).with_name("sandbox.py")), *options, "--")
 
@@ -207,7 +205,6 @@ def run_ffmpeg(
     max_cpu_seconds: float | None = None,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     max_output_bytes: int = _MAX_OUTPUT_BYTES,
-    niceness: int = 0,
 ) -> ChildResult:
     """Run FFmpeg in a process group of its own, which does not outlive this call, nor this process.
 
@@ -220,7 +217,6 @@ def run_ffmpeg(
         max_cpu_seconds: Limit of CPU time; None: ``timeout_seconds * threads``.
         max_memory_bytes: Limit of its private memory.
         max_output_bytes: Limit of the file that it writes.
-        niceness: Added to the priority number: 0 as the parent, 19 lowest.
 
     Raises:
         TranscodeError: A subclass that says what the file did.
@@ -237,7 +233,6 @@ def run_ffmpeg(
         memory_bytes=max_memory_bytes,
         output_bytes=max_output_bytes,
         cpu_seconds=(cpu_seconds := max_cpu_seconds or timeout_seconds * threads),
-        niceness=niceness,
     )
     command = [*confined, ffmpeg_path(), "-nostdin", "-hide_banner", "-nostats", "-filter_threads", str(threads)]
     command += ["-max_alloc", str(_MAX_ALLOCATION_BYTES), *arguments]

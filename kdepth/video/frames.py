@@ -84,7 +84,7 @@ def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bo
             keys = []  # all, in one go
         for _, group in groupby(chosen, lambda item: bisect_right(keys, item[0])):
             indices = dict(group)
-            for pts, frame in _decode(container, stream, set(indices)):
+            for pts, frame in _decode(source, container, stream, set(indices)):
                 index = indices[pts]
                 yield Frame(index, times[index], _rgb(frame, reformatter))
 
@@ -108,7 +108,9 @@ def _index(source: str | Path | BinaryIO, container: Any, stream: Any) -> tuple[
     return sorted(packet.pts for packet in packets), sorted(packet.pts for packet in packets if packet.is_keyframe)
 
 
-def _decode(container: Any, stream: Any, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _decode(
+    source: str | Path | BinaryIO, container: Any, stream: Any, wanted: set[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode the frames at these times, in ticks, which lie behind one key frame, in order."""
     container.seek(min(wanted), stream=stream, backward=True)
     missing = set(wanted)
@@ -121,7 +123,7 @@ def _decode(container: Any, stream: Any, wanted: set[int]) -> Iterator[tuple[int
                 yield frame.pts, frame
         if not missing:
             return
-    raise DatasetError(f"{len(missing)} frames can't be decoded")
+    raise DatasetError(f"{len(missing)} frames of {file_name(source)} can't be decoded")
 
 
 def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
@@ -136,22 +138,16 @@ def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
         exactly, ticks = (round((time_seconds + more) / stream.time_base) for more in (0, 5e-4))
         container.seek(ticks, stream=stream, backward=True)
         # In decoding order; what is shown by then has been decoded by then.
-        packets, shown = [], list[int]()
+        shown: list[int] = []
         for packet in container.demux(stream):
             if shown and (packet.dts or 0) > ticks:  # but the first frame is shown before its time, too
                 break
-            packets.append(packet)
             if packet.pts is not None:
                 shown.append(packet.pts)
         by_then = max((pts for pts in shown if pts <= ticks), default=min(shown, default=0))
         target = exactly if exactly in shown else by_then
-        for packet in [*packets, None]:
-            # Of the frames before it only those are decoded that others are made from.
-            stream.codec_context.skip_frame = "NONREF" if packet and (packet.pts or 0) < target else "DEFAULT"
-            for frame in stream.codec_context.decode(packet):
-                if frame.pts == target:
-                    return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
-    raise DatasetError(f"{file_name(source)} has no frame")
+        ((_, frame),) = _decode(source, container, stream, {target})
+        return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
 
 
 def read_frames_at(source: str | Path | BinaryIO, times_seconds: Sequence[float]) -> list[NDArray[np.uint8]]:
@@ -172,7 +168,7 @@ def read_frames_at(source: str | Path | BinaryIO, times_seconds: Sequence[float]
         stream.codec_context.thread_count = 1  # our encoder's pictures are one slice, which threads can't share
         reformatter = VideoReformatter()
         wanted = {round(time_seconds / stream.time_base) for time_seconds in times_seconds}
-        return [_rgb(frame, reformatter) for _, frame in _decode(container, stream, wanted)]
+        return [_rgb(frame, reformatter) for _, frame in _decode(source, container, stream, wanted)]
 
 
 def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:

@@ -73,7 +73,8 @@ class MediaInfo:
         color_transfer: Such as ``smpte2084`` (PQ); None if not said.
         interlaced: Whether frames are made of two fields.
         hidden_alpha: Whether transparency lies beside the pictures, as in WebM, where not every decoder looks at it.
-        audio_codec: Of the first audio track that can be decoded; None if there is none.
+        audio_track: Index, among all tracks, of the first audio track whose codec FFmpeg knows; None if there is none.
+        audio_codec: Of that track, such as ``aac``.
     """
 
     container: str
@@ -95,11 +96,12 @@ class MediaInfo:
     color_transfer: str | None
     interlaced: bool
     hidden_alpha: bool
+    audio_track: int | None
     audio_codec: str | None
 
 
 def probe(source: str | Path, *, timeout_seconds: float = 60.0) -> MediaInfo:
-    """Look at a file in a child process. All of it is read; one picture is decoded.
+    """Look at a file in a child process. All of it is read; of each video track the first picture is decoded.
 
     Args:
         source: Any file; it is not trusted.
@@ -171,6 +173,7 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         raise DamagedMediaError(name, None, f"no picture of the {video['codec']} video can be decoded")
     matrix, primaries, transfer = map(int, video["colors"])
     aspect = Fraction(*video["aspect"]) if video["aspect"] else Fraction(1)
+    is_mov = answer["container"].startswith("mov")
     jumps = answer["container"] in ("mpeg", "mpegts")  # their clock may be set anew
     times = [float(time) for time in video["times"] or (0, 0)]
     first, end = times[0], times[-1]
@@ -193,15 +196,14 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         first_seconds=begins if 0.0005 < abs(begins) < 10 else 0.0,
         num_packets=int(video["packets"]),
         late_end_seconds=max(0.0, times[5] - times[3] - (times[2] - times[0])) if len(times) == 7 else 0.0,
-        cut_off=bool(
-            answer["cut_off"] or (answer["container"].startswith("mov") and (answer["error"] or video["corrupt"]))
-        ),
+        cut_off=bool(answer["cut_off"] or (is_mov and (answer["error"] or video["corrupt"]))),
         color_space=_name(_MATRICES, matrix),
         color_primaries=_name(_PRIMARIES, primaries),
         color_transfer=_name(_TRANSFERS, transfer),
         interlaced=bool(video["interlaced"]),
         hidden_alpha=bool(video["alpha"]),
-        audio_codec=str(answer["audio"][0]) if answer["audio"] else None,
+        audio_track=int(answer["audio"][0][0]) if answer["audio"] else None,
+        audio_codec=str(answer["audio"][0][1]) if answer["audio"] else None,
     )
 
 

@@ -25,8 +25,7 @@ def confine(options: list[tuple[str, str]]) -> list[str]:
 
     Args:
         options: Names and values: ``data``, ``size`` (bytes of memory, of each file written), ``cpu`` (seconds),
-            ``nice`` (added to the priority number), ``network`` (``no``), ``write`` (the only path that may be
-            written, or nothing; again for more paths).
+            ``network`` (``no``), ``write`` (the only path that may be written, or nothing; again for more paths).
 
     Returns:
         What holds now: some of ``dies with its parent``, ``no network``, ``writes only its target``.
@@ -37,7 +36,6 @@ def confine(options: list[tuple[str, str]]) -> list[str]:
         if name in given:
             _limit(limit, int(given[name]), 4 if name == "cpu" else 0)
     _limit(resource.RLIMIT_CORE, 0)
-    os.nice(int(given.get("nice", 0)))
     if sys.platform != "linux":
         return []
     libc = ctypes.CDLL(None, use_errno=True)

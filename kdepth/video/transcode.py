@@ -77,7 +77,6 @@ def transcode_file(
     max_duration_seconds: float = 600.0,
     max_pixels: int = MAX_PIXELS,
     max_fps: float = 120.0,
-    niceness: int = 0,
 ) -> VideoInfo:
     """Make a 360p clip of any video file.
 
@@ -98,7 +97,6 @@ def transcode_file(
         max_duration_seconds: Longer clips are refused; of a segment, only that counts.
         max_pixels: Larger pictures are refused.
         max_fps: Clips with more frames a second, on average, are refused: a small file can hold days of work.
-        niceness: Added to the priority number: 0 as the caller, 19 lowest.
 
     Returns:
         What was written.
@@ -128,14 +126,13 @@ def transcode_file(
             target=part,
             timeout_seconds=max(0.0, deadline - time.monotonic()),
             threads=threads,
-            niceness=niceness,
         )
 
     try:
         try:
-            result = encode(with_audio=media.audio_codec is not None)
+            result = encode(with_audio=media.audio_track is not None)
         except (DamagedMediaError, UnsupportedMediaError):
-            if media.audio_codec is None:
+            if media.audio_track is None:
                 raise
             # A sound track that can't be decoded is no reason to lose the pictures.
             result = encode(with_audio=False)
@@ -269,11 +266,11 @@ def _arguments(
     if media.late_end_seconds > 0.02:
         # MP4 counts a track's duration in decoding times, which B-frames let run ahead of the pictures' own by two.
         video += ["-bf", "0"]
-    audio = ["-map", "0:a:0", "-c:a", "aac", "-aac_coder", "fast", "-b:a", "128k", "-ac", "2"] if with_audio else []
+    sound = ["-map", f"0:{media.audio_track}", "-c:a", "aac", "-aac_coder", "fast", "-b:a", "128k", "-ac", "2"]
     return [
         *("-loglevel", "level+warning"),
         *input_arguments(source, threads=threads, max_pixels=limits.max_pixels, options=opening),
-        *(*video, *audio, *cut),
+        *(*video, *(sound if with_audio else ()), *cut),
         # Whether enough frames were decoded is judged afterwards, alike for all versions of FFmpeg.
         *("-max_error_rate", "1", "-sn", "-dn", "-map_metadata", "-1", "-map_chapters", "-1", "-threads", str(threads)),
         *("-movflags", "+faststart", "-f", "mp4", "-y", f"file:{part.absolute()}"),
@@ -305,6 +302,16 @@ def has_height(width_px: int, height_px: int, height: int) -> bool:
     """Whether a clip is as `transcode_file` makes it for a height: a very wide or tall one has less."""
     shorter = min(width_px, height_px)
     return shorter == height or (max(width_px, height_px) == MAX_SIDE_PX and shorter < height)
+
+
+def encoding_of(encoder: str = "auto") -> str:
+    """How `transcode_file` encodes on this machine: ``libx264 -preset veryfast -crf 20 -g 48``.
+
+    Args:
+        encoder: As for `transcode_file`.
+    """
+    encoder = default_encoder() if encoder == "auto" else encoder
+    return " ".join((encoder, *_ENCODERS[encoder][2], "-g", str(_KEY_FRAME_INTERVAL)))
 
 
 @cache

@@ -340,7 +340,7 @@ def train(
         picture, inverse, twice = next(sources[worker][large])
         with torch.autocast("cpu", torch.bfloat16, enabled=choose_dtype("cpu", "auto") == torch.bfloat16):
             with torch.set_grad_enabled(thawed):
-                features = network.features(picture.contiguous(memory_format=torch.channels_last))
+                features = network.encoder(picture.contiguous(memory_format=torch.channels_last))
             decoded = network.decode(features)
         predicted = network.invert(decoded)
         loss = depth_loss(predicted, inverse)
