@@ -38,7 +38,7 @@ from kdepth.schema import (
     parse_kinetics_name,
 )
 from kdepth.storage import Root, key_of, made_name, source_key
-from kdepth.video.transcode import VideoInfo, transcode_file, video_info
+from kdepth.video.transcode import VideoInfo, encoding_of, transcode_file, video_info
 
 if TYPE_CHECKING:
     import aiohttp
@@ -47,8 +47,6 @@ Row = dict[str, Any]
 T = TypeVar("T")
 
 _YOUTUBE_AT_ONCE = 2  # each is a process
-# Settings of the encoder that are not in a row. A change here makes 360p files anew that a killed run left.
-_ENCODING = "x264 crf 20 veryfast"
 
 
 def failure(root: Root, stage: str, error: BaseException) -> Row:
@@ -323,7 +321,7 @@ def transcode_row(row: Row, root: Root, *, height: int, **limits: Any) -> Row:
 
 def _transcoded(row: Row, root: Root, height: int, limits: Mapping[str, Any]) -> Row:
     cut = row["cut_start_seconds"], row["cut_end_seconds"]
-    key = key_of(row["raw_sha256"], height, *cut, _ENCODING)
+    key = key_of(row["raw_sha256"], height, *cut, encoding_of())  # a file that was encoded in another way is made anew
     if name := root.find_made("360p", row["clip_id"], key):  # of a run that was killed before it could commit the row
         with root.reading(name) as path, contextlib.suppress(DamagedMediaError):  # a damaged one is made anew
             return _video_columns(name, path, video_info(path))
