@@ -74,9 +74,8 @@ class DepthModel:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.kind is None:
-            raise ValueError('kind=None: must be "metric" or "relative"')
-        check_depth_kind(self.kind)
+        if self.kind not in ("metric", "relative"):
+            raise ValueError(f'kind={self.kind!r}: must be "metric" or "relative"')
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
 
