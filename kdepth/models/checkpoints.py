@@ -110,26 +110,30 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read_weights(file: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    is_mapped = file.suffix in (".safetensors", ".pt")  # old files of PyTorch can't be
+
+    def read() -> Any:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_mapped)
 
     weights: dict[str, Tensor] = {}
     try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as stream:
-                names = list(stream.keys())
-            # Mapped, and anew for each hundred: once converted, what was read of Depth Pro's 3.8 GB can go.
-            for start in range(0, len(names), 100):
-                with safe_open(file, "pt") as stream:
-                    weights |= {name: stream.get_tensor(name).to(dtype) for name in names[start : start + 100]}
-            return weights
-        # Apple's file is 3.8 GB: mapped into memory. Old files of PyTorch can't be.
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=file.suffix == ".pt")
+        found = read()
+        items = found.items() if isinstance(found, dict) else [(None, None)]
+        if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in items):
+            raise ValueError("it holds something else")
+        names = list(found)
+        # Mapped anew for each hundred: once converted, what was read of Depth Pro's 3.8 GB can go.
+        for start in range(0, len(names), 100):
+            found = read() if is_mapped else found
+            weights |= {name: found[name].to(dtype) for name in names[start : start + 100]}
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as exc:
         raise DepthError(f"{file} can't be read as plain weights: {printable(str(exc))}") from exc
-    items = found.items() if isinstance(found, dict) else [(None, None)]
-    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in items):
-        raise DepthError(f"{file} can't be read as plain weights: it holds something else")
-    return dict(items)
+    return weights
 
 
 def read_json(file: Path, check: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -173,10 +177,9 @@ def _hub_folder(repository: str, revision: str | None, *, download: bool) -> Pat
         # By the branch's name, so that the cache learns which commit it stands for: offline it is asked for that.
         folder = Path(huggingface_hub.hf_hub_download(repository, "config.json", revision=revision)).parent
         if download:
-            commit = folder.name
-            huggingface_hub.snapshot_download(repository, revision=commit, allow_patterns=_HUB_FILES)
+            huggingface_hub.snapshot_download(repository, revision=folder.name, allow_patterns=_HUB_FILES)
             if not _weight_files(folder):
-                huggingface_hub.snapshot_download(repository, revision=commit, allow_patterns=["pytorch_model*"])
+                huggingface_hub.snapshot_download(repository, revision=folder.name, allow_patterns=["pytorch_model*"])
     except Exception as exc:  # the classes come from the HTTP library, which the hub's client has changed twice
         raise DepthError(_how_to_get(repository, revision, exc)) from exc
     return folder

@@ -32,8 +32,7 @@ def depth_kind_of(checkpoint: Checkpoint, asked: DepthKind | None) -> DepthKind:
     if family == "depth_anything":  # not by max_depth: relative checkpoints have one, too (1)
         kind = checkpoint.config.get("depth_estimation_type", "relative")
         if kind not in ("metric", "relative"):
-            shown = printable(repr(kind), 100)
-            raise DepthError(f"{name}: unknown depth_estimation_type {shown} in its configuration")
+            raise DepthError(f"{name}: unknown depth_estimation_type {printable(repr(kind), 100)} in its configuration")
     if kind and asked not in (None, kind):
         raise ValueError(f"depth_kind={asked!r}: the configuration of {name} says {kind!r}")
     if not (kind or asked):
