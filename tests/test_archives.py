@@ -116,12 +116,12 @@ def archive_files(root: Path) -> list[str]:
 async def test_every_kind_of_archive(server: Server, folder: Path, root: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
     url = server.url(name)
-    assert read_index(root / index_name(url)) is None
+    assert read_index(root / index_name(url))[0] is None
     members, errors = await read(url, root)
     assert errors == []
     check(members, CLIPS, root)
     assert [member.clip_id for member in members] == [Path(name).stem for name in NAMES]
-    assert read_index(root / index_name(url)) == NAMES
+    assert read_index(root / index_name(url))[0] == NAMES
     assert archive_path(url, root).read_bytes() == data
     assert server.bytes_sent == len(data)
     # Nothing more is asked for, whether members are missing or not.
@@ -155,7 +155,7 @@ async def test_members_come_before_the_archive_has_ended(server: Server, folder:
             found.append(member)
             if len(found) == 4:  # all that half of the archive holds
                 assert await asyncio.to_thread(server.held.wait, 60)
-                assert read_index(root / index_name(server.url("part.tar.gz"))) is None
+                assert read_index(root / index_name(server.url("part.tar.gz")))[0] is None
                 server.release()
     check(found, CLIPS, root)
 
@@ -194,7 +194,7 @@ async def test_skip_by_name_and_by_clip_id(server: Server, folder: Path, root: P
     (folder / "part.tar").write_bytes(tar_bytes(CLIPS, "w"))
     members, _ = await read(server.url("part.tar"), root, skip={NAMES[0], clip_id_for("", NAMES[5])})
     assert [member.name for member in members] == [*NAMES[1:5], *NAMES[6:]]
-    assert read_index(root / index_name(server.url("part.tar"))) == NAMES
+    assert read_index(root / index_name(server.url("part.tar")))[0] == NAMES
 
 
 async def test_max_clips_stops_early_and_does_not_claim_to_be_complete(
@@ -207,7 +207,7 @@ async def test_max_clips_stops_early_and_does_not_claim_to_be_complete(
     members, errors = await read(url, root, skip=NAMES[:1], max_clips=6)
     assert [member.name for member in members] == NAMES[1:7]
     assert errors == []
-    assert read_index(root / index_name(url)) is None
+    assert read_index(root / index_name(url))[0] is None
     assert archive_files(root) == [".tar.gz.part", ".tar.gz.part.json"]
     sent = server.bytes_sent
     assert sent < 0.5 * len(data)
@@ -215,7 +215,7 @@ async def test_max_clips_stops_early_and_does_not_claim_to_be_complete(
     members, _ = await read(url, root, skip=NAMES[:7])
     assert [member.name for member in members] == [NAMES[7], "val/last.mp4"]
     assert server.requests[-1].status == 206
-    assert len(read_index(root / index_name(url)) or []) == 9
+    assert len(read_index(root / index_name(url))[0] or []) == 9
 
 
 async def test_keep_false_leaves_the_index_only(server: Server, folder: Path, root: Path) -> None:
@@ -502,7 +502,7 @@ async def test_tar_names_that_are_not_utf8(server: Server, folder: Path, root: P
     (folder / "x.tar").write_bytes(bytes(header) + data[512:])
     (member,), errors = await read(server.url("x.tar"), root)
     assert (member.name, errors) == ("caf\ufffd.mp4", [])
-    assert json.loads(json.dumps(read_index(root / index_name(server.url("x.tar"))))) == ["caf\ufffd.mp4"]
+    assert json.loads(json.dumps(read_index(root / index_name(server.url("x.tar")))[0])) == ["caf\ufffd.mp4"]
 
 
 async def test_only_regular_files_with_a_video_suffix(server: Server, folder: Path, root: Path) -> None:
@@ -538,7 +538,7 @@ async def test_only_regular_files_with_a_video_suffix(server: Server, folder: Pa
         ],
         ("empty.mp4", "empty.mp4 is empty"),
     ]
-    assert read_index(root / index_name(server.url("x.tar"))) == [
+    assert read_index(root / index_name(server.url("x.tar")))[0] == [
         "link.mp4",
         "hard.mp4",
         "fifo.mp4",
@@ -653,14 +653,14 @@ async def test_what_was_whole_before_the_damage_stays(
     last = NAMES[num_whole - 1 : num_whole + 1]
     assert any(f"damaged after {name}, near byte" in error.reason for name in last)
     assert f"of {len(bad)}: " in error.reason
-    assert read_index(root / index_name(server.url("x.tar"))) is None
+    assert read_index(root / index_name(server.url("x.tar")))[0] is None
     # The server may have a good one later: it is asked for again.
     assert archive_files(root) == []
     (folder / "x.tar").write_bytes(data)
     members, errors = await read(server.url("x.tar"), root, skip=[member.name for member in members])
     assert errors == []
     assert [member.name for member in members] == NAMES[num_whole:]
-    assert read_index(root / index_name(server.url("x.tar"))) == NAMES
+    assert read_index(root / index_name(server.url("x.tar")))[0] == NAMES
 
 
 @pytest.mark.parametrize(
@@ -760,7 +760,7 @@ async def test_an_empty_archive_is_complete(server: Server, folder: Path, root: 
     for name, data in {"x.tar": tar_bytes({}, "w"), "y.tar.gz": tar_bytes({}), "z.zip": zip_bytes({})}.items():
         (folder / name).write_bytes(data)
         assert await read(server.url(name), root) == ([], [])
-        assert read_index(root / index_name(server.url(name))) == []
+        assert read_index(root / index_name(server.url(name)))[0] == []
 
 
 async def test_errors_of_the_transfer(server: Server, folder: Path, root: Path) -> None:
@@ -942,4 +942,4 @@ def test_a_killed_process_goes_on_from_the_disk(server: Server, folder: Path, ro
     assert len(unpacked) <= len(clips) + 2
     assert [request.status for request in server.requests] == [200, 206, 206]
     assert server.bytes_sent == len(data)
-    assert read_index(root / index_name(url)) == list(clips)
+    assert read_index(root / index_name(url))[0] == list(clips)

@@ -55,6 +55,7 @@ _ROWS_A_BLOCK = 16
 SESSION_KEY, NEEDS_GPU_KEY = "kdepth.session", "kdepth.needs_gpu"
 NOTE_KEY = "kdepth.note"  # what the progress line says at the start
 KEEP_RAW_KEY = "kdepth.keep_raw"
+_TRANSCODED_KEY = "kdepth.transcoded"  # whether all clips are, by the plan
 
 
 def download(
@@ -88,6 +89,7 @@ def download(
     sources = sources.combine_chunks().replace_schema_metadata(None)
     annotations = sources.filter(pc.equal(sources["kind"], "annotation"))
     chunks, is_long = _chunks(sources, batch_size)
+    is_transcoded = sources.filter(pc.not_equal(sources["kind"], "annotation"))["video_path"].null_count == 0
     # In Ray's memory, which counts as the driver's, without the columns in which nothing is known.
     sources = sources.select([name for name in sources.column_names if sources[name].null_count < sources.num_rows])
     blocks = [sources.take(chunk) for chunk in chunks] or [sources.schema.empty_table()]
@@ -96,6 +98,7 @@ def download(
     # In bytes. 1: each row leaves its stage at once, as a block of its own. None: each block stays as it is. Either way
     # a task that is run again, because its process died, gives the same rows in the same blocks, as Ray expects.
     clips.context.target_max_block_size = None if is_long else 1
+    clips.context.set_config(_TRANSCODED_KEY, is_transcoded)
     clips.context.set_config(SESSION_KEY, ray.get_runtime_context().get_node_id())
     return clips.map_batches(
         _download_block,
@@ -161,6 +164,8 @@ def transcode(
     """
     check_height(height)
     clips.context.set_config(KEEP_RAW_KEY, keep_raw)
+    if clips.context.get_config(_TRANSCODED_KEY, False):
+        return clips  # Ray would take a tenth of a second for each, as a core beside a GPU's worker has one at a time
     return clips.map_batches(
         _transcode_block,
         fn_kwargs={
