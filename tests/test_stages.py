@@ -185,6 +185,11 @@ def test_a_later_run_redoes_what_it_must_and_no_more(
     assert {clip_id: row["why"] for clip_id, row in todo.items()} == {first: "damaged"}
     whys = kdepth.pending(sources, tmp_path, frames="first")["why"].to_pylist()
     assert sorted(whys) == ["damaged", "frames middle -> first"]
+    # What is transcoded already skips that stage; the damaged clip needs it.
+    plan = kdepth.pending(sources, tmp_path, frames="first")
+    for rows, skips in ((plan, False), (plan.filter(pc.not_equal(plan["why"], "damaged")), True)):
+        clips = kdepth.download(rows, tmp_path)
+        assert (kdepth.transcode(clips, tmp_path) is clips) == skips
     assert todo[first]["raw_path"] == before[first]["raw_path"]
     run_pipeline(sources, tmp_path, frames="first")
     after = {clip.clip_id: clip.row for clip in kdepth.open_dataset(tmp_path)}

@@ -160,7 +160,8 @@ class ClipWriter:
             self._commit()
             spent, self._spent = self._spent, []
             for name in spent:
-                self.root.delete(name)
+                with contextlib.suppress(OSError):  # no row names it, so that `clean` removes what stays
+                    self.root.delete(name)
             self._last_commit = time.monotonic()
 
     def _commit(self) -> None:

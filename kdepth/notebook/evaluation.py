@@ -68,7 +68,7 @@ def evaluate_depth(
 
     ``log10`` is of Saxena et al. 2009, "Make3D"; ``silog`` that of the KITTI depth benchmark, after Eigen et al. 2014,
     section 3.2. ``order`` follows the ordinal relations of Chen et al. 2016, "Single-Image Depth Perception in the
-    Wild": 20,000 random pairs, those left out whose true depths are within 3 %. `boundary_f1` is a function here.
+    Wild": 20,000 random pairs, those left out whose true depths are within 3 %. ``boundary_f1`` is by `boundary_f1`.
 
     Args:
         predicted: ``(H, W)`` inverse depth as models give it: 1/m, or relative. NaN: unknown; 0: farther than any cap.

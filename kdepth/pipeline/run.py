@@ -181,7 +181,7 @@ class _Run:
 
 
 class _Progress:
-    """One line of progress; while no row comes, what there is is committed, and every minute it is said why."""
+    """One line of progress. While no row comes, earlier ones are committed, and a line says what the run waits for."""
 
     def __init__(self, run: _Run, needs_gpu: bool) -> None:
         self._run, self._needs_gpu = run, needs_gpu

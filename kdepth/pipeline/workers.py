@@ -265,6 +265,8 @@ def from_async(items: Callable[[], AsyncGenerator[T]], *, at_most: int) -> Itera
     waiting: queue.Queue[T | _End] = queue.Queue(at_most)
     cancel: Future[Callable[[], object]] = Future()
     left = threading.Event()
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    runner.get_loop()  # fails here, not in the thread: too many open files, say
 
     def put(item: T | _End) -> None:
         while not left.is_set():
@@ -283,7 +285,8 @@ def from_async(items: Callable[[], AsyncGenerator[T]], *, at_most: int) -> Itera
     def work() -> None:
         end = _End()
         try:
-            asyncio.run(pump())
+            with runner:
+                runner.run(pump())
         except BaseException as error:
             end = _End(error)
         put(end)
