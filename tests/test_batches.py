@@ -78,7 +78,7 @@ def constant(value: int, count: int, width: int = 8) -> np.ndarray:
 
 def together(recorded: Recorded, *requests: np.ndarray) -> list[Any]:
     """Ask for the second request while the third and further ones come; the results, or errors, in order."""
-    shared = SharedModel(recorded.model)
+    shared = SharedModel(recorded.model, 2)
     shared.estimate(requests[0])
     with ThreadPoolExecutor(len(requests)) as pool:
         first = pool.submit(shared.estimate, requests[1])
@@ -116,3 +116,21 @@ def test_a_model_that_remembers_gets_each_clip_alone() -> None:
     results = together(recorded, constant(9, 1), constant(1, 2), constant(2, 1), constant(4, 1))
     assert recorded.sizes == [1, 2, 1, 1]
     assert [result.memory for result in results] == [2, 1, 1]
+
+
+def test_no_more_clips_are_decoded_at_once_than_there_are_cores() -> None:
+    shared, lock = SharedModel(Recorded().model, 2), threading.Lock()
+    busy, most, both = 0, 0, threading.Barrier(2)
+
+    def work() -> None:
+        nonlocal busy, most
+        with lock:
+            busy, most = busy + 1, max(most, busy + 1)
+        both.wait(30)  # two are, though
+        with lock:
+            busy -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(shared.on_cpu, work) for _ in range(8)]:
+            done.result()
+    assert most == 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from kdepth.video.frames import Frame
 
 if TYPE_CHECKING:  # it imports torch when used, which workers that only download must not wait for
     from kdepth.models.base import ClipDepth, DepthModel
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -62,60 +64,77 @@ def _with_shots(frames: Iterator[Frame], shots: list[int]) -> Iterator[tuple[Fra
         yield held, held.index in shots
 
 
-class SharedModel:
-    """One model for several clips at once: the threads that wait for it put their frames into one batch.
+class _Asked(NamedTuple):
+    rgb: NDArray[np.uint8]
+    after: ClipDepth | None
+    found: Future[ClipDepth]
 
-    Only one thread computes at a time. A model that remembers anything of a call gets each clip's frames alone: its
-    first call tells.
+
+class SharedModel:
+    """One model for several clips at once: a thread computes, and puts what waits for it into one batch.
+
+    A model that remembers anything of a call gets each clip's frames alone: its first call tells.
+
+    Args:
+        model: The model.
+        cpus: Cores that all clips share for decoding and encoding. First come, first served: the model has its first
+            frames after one clip's decoding, not after that of all that began together.
     """
 
-    def __init__(self, model: DepthModel) -> None:
+    def __init__(self, model: DepthModel, cpus: int) -> None:
         self._model = model
-        self._turn = threading.Lock()
-        self._waiting: deque[tuple[NDArray[np.uint8], Future[ClipDepth]]] = deque()
+        self._cpus = threading.Semaphore(cpus)
+        self._thread = ThreadPoolExecutor(1, "kdepth-model")
+        self._waiting: deque[_Asked] = deque()
         self._is_stateless: bool | None = None
+
+    def on_cpu(self, work: Callable[..., T], *args: Any) -> T:
+        """Decode or encode when a core is free."""
+        with self._cpus:
+            return work(*args)
 
     def estimate(self, rgb: NDArray[np.uint8], *, after: ClipDepth | None = None) -> ClipDepth:
         """As `DepthModel.estimate`."""
-        if not self._is_stateless:
-            with self._turn:
-                if not self._is_stateless:
-                    result = self._model.estimate(rgb, after=after)
-                    # Once it has remembered something, no later answer makes it stateless.
-                    self._is_stateless = result.memory is None and self._is_stateless is None
-                    return result
-        found: Future[ClipDepth] = Future()
-        self._waiting.append((rgb, found))
-        with self._turn:
-            while not found.done():
-                self._compute_some()
-        return found.result()
+        asked = _Asked(rgb, after, Future())
+        self._waiting.append(asked)
+        self._thread.submit(self._compute_some)
+        return asked.found.result()
 
     def _compute_some(self) -> None:
         """One batch of those who wait, the first of them and others with frames of its size."""
+        if not self._waiting:
+            return  # all were in batches of others
         batch = [self._waiting.popleft()]
-        room = self._model.batch_size - len(batch[0][0])
-        kept: list[tuple[NDArray[np.uint8], Future[ClipDepth]]] = []
+        room = self._model.batch_size - len(batch[0].rgb) if self._is_stateless else 0
+        kept: list[_Asked] = []
         while self._waiting and room > 0:
-            item = self._waiting.popleft()
-            fits = item[0].shape[1:] == batch[0][0].shape[1:] and len(item[0]) <= room
-            (batch if fits else kept).append(item)
-            room -= len(item[0]) if fits else 0
+            asked = self._waiting.popleft()
+            fits = asked.rgb.shape[1:] == batch[0].rgb.shape[1:] and len(asked.rgb) <= room
+            (batch if fits else kept).append(asked)
+            room -= len(asked.rgb) if fits else 0
         self._waiting.extendleft(reversed(kept))
         self._answer(batch)
 
-    def _answer(self, batch: list[tuple[NDArray[np.uint8], Future[ClipDepth]]]) -> None:
+    def _answer(self, batch: list[_Asked]) -> None:
         try:
-            result = self._model.estimate(np.concatenate([rgb for rgb, _ in batch]) if len(batch) > 1 else batch[0][0])
+            if len(batch) == 1:
+                result = self._model.estimate(batch[0].rgb, after=batch[0].after)
+            else:
+                result = self._model.estimate(np.concatenate([asked.rgb for asked in batch]))
         except BaseException as error:
             if len(batch) == 1:
-                batch[0][1].set_exception(error)
+                batch[0].found.set_exception(error)
             else:  # whose frames it was is seen when each clip is alone
-                for item in batch:
-                    self._answer([item])
+                for asked in batch:
+                    self._answer([asked])
+            return
+        if not self._is_stateless:  # once it has remembered something, no later answer makes it stateless
+            self._is_stateless = result.memory is None and self._is_stateless is None
+        if len(batch) == 1:
+            batch[0].found.set_result(result)
             return
         start = 0
-        for rgb, found in batch:
-            part = slice(start, start := start + len(rgb))
+        for asked in batch:
+            part = slice(start, start := start + len(asked.rgb))
             focal = result.focal_length_px
-            found.set_result(type(result)(result.inverse_depth[part], None if focal is None else focal[part]))
+            asked.found.set_result(type(result)(result.inverse_depth[part], None if focal is None else focal[part]))

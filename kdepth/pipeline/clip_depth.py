@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from kdepth.dataset.temporal import sampled, scale_step, steady_grey
 from kdepth.errors import DepthError
-from kdepth.pipeline.batches import Batch, batched
+from kdepth.pipeline.batches import Batch, SharedModel, batched
 from kdepth.schema import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH
 from kdepth.video.depth_file import DepthWriter
 from kdepth.video.frames import Frame, count_frames, read_frames
@@ -77,12 +78,6 @@ def frame_selector(frames: str, num_frames: int) -> Callable[[int, float], bool]
     return on_tick
 
 
-class Estimate(Protocol):
-    """The signature of `DepthModel.estimate`, as far as it is used here."""
-
-    def __call__(self, frames: NDArray[np.uint8], /, *, after: ClipDepth | None = None) -> ClipDepth: ...
-
-
 def estimate_clip_depth(
     video: str | Path,
     destination: str | Path,
@@ -92,7 +87,7 @@ def estimate_clip_depth(
     num_frames: int | None = None,
     max_aspect_ratio: float = MAX_ASPECT_RATIO,
     max_clip_pixels: float = MAX_CLIP_PIXELS,
-    estimate: Estimate | None = None,
+    shared: SharedModel | None = None,
 ) -> dict[str, Any]:
     """Estimate the depth of a clip's frames and write them to a depth file.
 
@@ -107,7 +102,7 @@ def estimate_clip_depth(
         num_frames: Frames in the clip if known (only ``"middle"`` needs it, and counts otherwise).
         max_aspect_ratio: A clip is refused whose longer side is more than so many times its shorter one.
         max_clip_pixels: A clip is refused whose frames with depth have more pixels than this, all together.
-        estimate: What to call instead of ``model.estimate``: that of a `SharedModel`, for several clips at once.
+        shared: `model` and the cores, shared with other clips that are estimated at the same time.
 
     Returns:
         The columns of the clip's row that this stage fills: ``depth_bytes``, ``depth_model``, ``depth_kind``,
@@ -127,7 +122,7 @@ def estimate_clip_depth(
     shots: list[int] | None = [] if frames == "all" else None
     chosen = read_frames(video, frame_selector(frames, num_frames or 0) if shots is None else None)
     batches = batched(chosen, model.batch_size, shots)
-    batch = next(batches, None)
+    batch = shared.on_cpu(next, batches, None) if shared else next(batches, None)
     if batch is None:
         raise DepthError(f"{video} has no frame to estimate depth of")
     statistics = _ClipStatistics()
@@ -139,10 +134,12 @@ def estimate_clip_depth(
     most_frames = int(max_clip_pixels / (height * width))
     if frames == "all" and (num_frames or 0) > most_frames:
         raise _too_large(num_frames, width, height, max_clip_pixels)
-    estimate = estimate or model.estimate
+    estimate = (shared or model).estimate
     with DepthWriter(destination, width, height) as writer, ThreadPoolExecutor(2) as pool:
         # Three threads on one core would drive each other's data out of its cache: 4 % of the time.
         submit = _at_once if model.device == "cpu" and torch.get_num_threads() == 1 else pool.submit
+        if shared:
+            submit = functools.partial(pool.submit, shared.on_cpu)  # type: ignore[arg-type]  # mypy loses its types
         written: Future[None] = _at_once(lambda: None)
         result: ClipDepth | None = None
         num_done = 0

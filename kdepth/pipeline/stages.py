@@ -302,7 +302,7 @@ class _DepthStage:
         self._model = load_model(model, device=device, depth_kind=depth_kind, threads=threads)
         if self._model.identity != identity:  # a resumed run would take its own clips for another model's
             raise RuntimeError(f"the worker loaded {self._model.identity}, the driver planned for {identity}")
-        self._shared = SharedModel(self._model) if at_once > 1 else None
+        self._shared = SharedModel(self._model, threads) if at_once > 1 else None
         self._at_once, self._free = at_once, threading.Semaphore(at_once)
         self._turn = threading.Lock()
 
@@ -338,7 +338,7 @@ class _DepthStage:
                 self._model,
                 frames=self._frames,
                 num_frames=row["num_frames"],
-                estimate=self._shared.estimate if self._shared else None,
+                shared=self._shared,
                 **self._limits,
             )
         return {**found, "depth_path": name, "status": OK}
