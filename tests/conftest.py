@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from pipeline_run import run_pipeline
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -25,8 +24,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Ray's workers are as urgent as the tests beside them (15: less than everything else).
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+from media_zoo import BUILDS, forget_ffmpeg
+from pipeline_run import run_pipeline
+
 import kdepth
 from kdepth import samples
+from kdepth.video.ffmpeg import ffmpeg_path
 
 
 class _Groups(LoadScopeScheduling):
@@ -110,6 +113,29 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.terminate()
         server.wait()
         log.close()
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def build(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both FFmpegs in turn, of which kdepth looks once in a module what they can do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDEPTH_FFMPEG", request.param)
+        forget_ffmpeg()
+        yield request.param
+    forget_ffmpeg()
+
+
+@pytest.fixture
+def use_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | None], str]]:
+    """Makes kdepth use the FFmpeg at a path while the test runs; None leaves the choice to it."""
+
+    def use(path: str | None) -> str:
+        monkeypatch.setenv("KDEPTH_FFMPEG", path or "")
+        forget_ffmpeg()
+        return ffmpeg_path()
+
+    yield use
+    forget_ffmpeg()
 
 
 @pytest.fixture

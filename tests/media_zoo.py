@@ -44,16 +44,8 @@ if SYSTEM_FFMPEG:
     BUILDS.append(pytest.param(SYSTEM_FFMPEG, id="system"))
 
 
-def use_ffmpeg(path: str | None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Make kdepth use this FFmpeg; None leaves the choice to it."""
-    if path:
-        monkeypatch.setenv("KDEPTH_FFMPEG", path)
-    forget_ffmpeg()
-    return runner.ffmpeg_path()
-
-
 def forget_ffmpeg() -> None:
-    """Forget which FFmpeg is in use and what it can do; to be called when a test is over."""
+    """Forget which FFmpeg is in use and what it can do."""
     for name in ("ffmpeg_path", "ffmpeg_version", "can_encode"):
         getattr(runner, name).cache_clear()
     default_encoder.cache_clear()

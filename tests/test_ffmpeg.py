@@ -10,12 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
-from media_zoo import BUILDS, SYSTEM_FFMPEG, VALID, forget_ffmpeg, use_ffmpeg
+from media_zoo import BUILDS, SYSTEM_FFMPEG, VALID
 
 from kdepth.errors import (
     DamagedMediaError,
@@ -36,18 +36,6 @@ from kdepth.video.ffmpeg import (
 )
 
 ENDLESS = ("-re", "-f", "lavfi", "-i", "testsrc2", "-f", "null", "-")
-
-
-@pytest.fixture(autouse=True)
-def _forget_ffmpeg() -> Iterator[None]:
-    yield
-    forget_ffmpeg()
-
-
-@pytest.fixture(params=BUILDS)
-def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both FFmpegs in turn."""
-    return use_ffmpeg(request.param, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +61,26 @@ def test_both_builds_are_tested() -> None:
     assert len(BUILDS) == 2
 
 
-def test_which_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_ffmpeg(use_ffmpeg: Callable[[str | None], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = imageio_ffmpeg.get_ffmpeg_exe()
     monkeypatch.delenv("KDEPTH_FFMPEG", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if not SYSTEM_FFMPEG else f"{tmp_path}:/bin")
     script(tmp_path, "", version="ffmpeg version 4.4.2-0ubuntu0.22.04.1")
-    assert use_ffmpeg(None, monkeypatch) == shipped, "too old"
+    assert use_ffmpeg(None) == shipped, "too old"
     newer = script(tmp_path, "", version="ffmpeg version n7.1")
-    assert (use_ffmpeg(None, monkeypatch), ffmpeg_version()) == (newer, "n7.1")
-    assert use_ffmpeg(shipped, monkeypatch) == shipped == ffmpeg_path()
+    assert (use_ffmpeg(None), ffmpeg_version()) == (newer, "n7.1")
+    assert use_ffmpeg(shipped) == shipped == ffmpeg_path()
 
 
 @pytest.mark.parametrize(
     ("question", "lacking"), [("encoders", "libx264"), ("encoders", "aac"), ("filters", "zscale"), ("demuxers", "mov")]
 )
 def test_an_ffmpeg_that_lacks_something(
-    question: str, lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    use_ffmpeg: Callable[[str | None], str],
+    question: str,
+    lacking: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Conda's has no libx264: it is passed over; asked for by name, it is refused, by name of what it lacks."""
     shipped = imageio_ffmpeg.get_ffmpeg_exe()
@@ -98,14 +90,14 @@ def test_an_ffmpeg_that_lacks_something(
     path.chmod(0o755)
     monkeypatch.delenv("KDEPTH_FFMPEG", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert use_ffmpeg(None, monkeypatch) == (SYSTEM_FFMPEG or shipped)
+    assert use_ffmpeg(None) == (SYSTEM_FFMPEG or shipped)
     with pytest.raises(TranscodeError, match=rf"lacks {lacking}.*KDEPTH_FFMPEG"):
-        use_ffmpeg(str(path), monkeypatch)
+        use_ffmpeg(str(path))
 
 
-def test_no_ffmpeg_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_ffmpeg_at_all(tmp_path: Path, use_ffmpeg: Callable[[str | None], str]) -> None:
     with pytest.raises(TranscodeError, match="version unknown"):
-        use_ffmpeg(str(tmp_path / "missing"), monkeypatch)
+        use_ffmpeg(str(tmp_path / "missing"))
 
 
 def test_build_is_usable(build: str) -> None:
@@ -122,12 +114,12 @@ def test_only_listed_demuxers_exist(build: str) -> None:
     assert not {"hls", "dash", "concat", "image2", "lavfi", "sdp", "rtsp", "imf", "svg_pipe"} & set(DEMUXERS)
 
 
-def test_what_the_child_is_given(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_child_is_given(
+    use_ffmpeg: Callable[[str | None], str], tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     monkeypatch.setenv("FFREPORT", "file=/tmp/report")
-    use_ffmpeg(
-        script(tmp_path, '(env; ulimit -d; ulimit -t; ulimit -c; pwd; ps -o pgid= $$; echo "$$") >&2'), monkeypatch
-    )
+    use_ffmpeg(script(tmp_path, '(env; ulimit -d; ulimit -t; ulimit -c; pwd; ps -o pgid= $$; echo "$$") >&2'))
     log = run_ffmpeg([], source=clip, timeout_seconds=30, threads=2, max_memory_bytes=200 << 20).log
     assert "hush" not in log
     assert "FFREPORT" not in log
@@ -136,16 +128,16 @@ def test_what_the_child_is_given(tmp_path: Path, clip: Path, monkeypatch: pytest
     assert group == number
 
 
-def test_long_log_keeps_its_tail(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_ffmpeg(script(tmp_path, "(echo first; yes | head -c 9000000; echo last) >&2"), monkeypatch)
+def test_long_log_keeps_its_tail(tmp_path: Path, clip: Path, use_ffmpeg: Callable[[str | None], str]) -> None:
+    use_ffmpeg(script(tmp_path, "(echo first; yes | head -c 9000000; echo last) >&2"))
     log = run_ffmpeg([], source=clip, timeout_seconds=60).log
     assert log.endswith("last\n")
     assert len(log) < 100_000
 
 
-def test_timeout_kills_the_group(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout_kills_the_group(tmp_path: Path, clip: Path, use_ffmpeg: Callable[[str | None], str]) -> None:
     pids = tmp_path / "pids"
-    use_ffmpeg(script(tmp_path, f"sleep 1000 & echo $! $$ > {pids}; wait"), monkeypatch)
+    use_ffmpeg(script(tmp_path, f"sleep 1000 & echo $! $$ > {pids}; wait"))
     with pytest.raises(TranscodeTimeoutError, match="stopped after 1 s; timeout_seconds allows more") as caught:
         run_ffmpeg([], source=clip, target=pids, timeout_seconds=1)
     assert caught.value.returncode == -signal.SIGKILL

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from http_server import Server, serve
-from pipeline_run import run_pipeline
+from pipeline_run import run_here, run_pipeline
 
 import kdepth
 from kdepth.errors import DatasetError
@@ -84,7 +84,7 @@ def test_a_replacement_archive_mends_what_is_broken_whatever_the_order(
     put(tmp_path, "replacement.tgz", dict.fromkeys(NAMES[1::2], whole))
     sources = kdepth.read_sources([server.url(name) for name in order], annotations=annotate(tmp_path))
     root = tmp_path / "root"
-    report = run_pipeline(sources, root, frames="first", keep_raw=keep_raw)
+    report = run_here(sources, root, frames="first", keep_raw=keep_raw)
     assert (report.num_ok, report.num_failed, report.other_content) == (4, 0, [])
     for row in kdepth.open_dataset(root).table().to_pylist():
         assert (row["status"], row["raw_sha256"], row["tried_sources"]) == ("ok", sha256(whole), None)
@@ -104,17 +104,17 @@ def test_a_later_run_mends_from_another_source_and_does_not_try_the_same_again(
     def sources(*names: str) -> pa.Table:
         return kdepth.read_sources([server.url(name) for name in names], annotations=notes)
 
-    assert run_pipeline(sources("part.tgz"), root, frames="first").num_failed == 4
+    assert run_here(sources("part.tgz"), root, frames="first").num_failed == 4
     assert kdepth.pending(sources("part.tgz"), root, frames="first").num_rows == 0
     # Another archive holds one of them, broken too: both are remembered, and neither is tried again.
-    assert run_pipeline(sources("part.tgz", "broken.tgz"), root, frames="first").num_failed == 1
+    assert run_here(sources("part.tgz", "broken.tgz"), root, frames="first").num_failed == 1
     rows = {row["clip_id"]: row for row in kdepth.open_dataset(root).table().to_pylist()}
     assert [len(rows[name]["tried_sources"]) for name in NAMES] == [2, 1, 1, 1]
     assert kdepth.pending(sources("part.tgz", "broken.tgz"), root, frames="first").num_rows == 0
     plan = kdepth.pending(sources("part.tgz", f"mirror/{NAMES[1]}.mp4"), root, frames="first")
     assert [plan.num_rows, PlanRecord.of(plan).num_stay_failed] == [1, 3]
     # The replacement alone, and a URL of another one.
-    report = run_pipeline(sources("replacement.tgz", f"mirror/{NAMES[1]}.mp4"), root, frames="first")
+    report = run_here(sources("replacement.tgz", f"mirror/{NAMES[1]}.mp4"), root, frames="first")
     assert (report.num_ok, report.num_failed) == (2, 0)
     rows = {row["clip_id"]: row for row in kdepth.open_dataset(root).table().to_pylist()}
     assert [rows[name]["status"] for name in NAMES] == ["ok", "ok", "failed", "failed"]
@@ -132,7 +132,7 @@ def test_the_first_of_other_contents_is_kept_and_the_report_names_the_clips(
     put(tmp_path, "day2.tgz", dict.fromkeys(NAMES[:2], whole))
     frames = {sha256(longer): 20, sha256(whole): 10}
     root = tmp_path / "root"
-    report = run_pipeline(kdepth.read_sources([server.url("day1.tgz"), server.url("day2.tgz")]), root, frames="first")
+    report = run_here(kdepth.read_sources([server.url("day1.tgz"), server.url("day2.tgz")]), root, frames="first")
     assert sorted(report.other_content) == NAMES[:2]
     assert "2 clips are in more than one source with other content; kept the first: " in str(report)
     rows = kdepth.open_dataset(root).table().to_pylist()
@@ -140,7 +140,7 @@ def test_the_first_of_other_contents_is_kept_and_the_report_names_the_clips(
     assert all(row["num_frames"] == frames[row["raw_sha256"]] for row in rows)
     # In a later run, too; but its own source makes a clip anew.
     put(tmp_path, "day3.tgz", {NAMES[0]: whole[:-1] + b"x"})
-    report = run_pipeline(kdepth.read_sources([server.url("day3.tgz")]), root, frames="first")
+    report = run_here(kdepth.read_sources([server.url("day3.tgz")]), root, frames="first")
     assert report.other_content == NAMES[:1]
     assert kdepth.open_dataset(root).table().to_pylist() == rows
 
@@ -195,7 +195,7 @@ def test_a_line_that_is_no_source_is_a_failed_row_and_the_rest_runs(
     urls = tmp_path / "urls.txt"
     urls.write_text(f"ftp://h/x.mp4\n{server.url('a.mp4')}\nhttp://a..b/c.mp4\n")
     sources, root = kdepth.read_sources(urls), tmp_path / "root"
-    report = run_pipeline(sources, root, frames="first")
+    report = run_here(sources, root, frames="first")
     assert (report.num_ok, report.num_failed) == (1, 2)
     assert report.failures == {("source", "SourceError"): 2}
     failures = kdepth.open_dataset(root).failures().to_pylist()
@@ -211,14 +211,14 @@ def test_files_of_rows_are_never_written_again_and_cleaned_when_no_row_names_the
     for name in NAMES[:2]:
         put(tmp_path, f"{name}.mp4", whole)
     sources, root = kdepth.read_sources([server.url(f"{name}.mp4") for name in NAMES[:2]]), tmp_path / "root"
-    run_pipeline(sources, root, frames="5")
+    run_here(sources, root, frames="5")
     before = kdepth.open_dataset(root)
     clip = before[NAMES[0]]
     files = {path: path.read_bytes() for folder in ("raw", "360p", "depth") for path in (root / folder).iterdir()}
     depth = clip.inverse_depth(2)
     for _ in range(2):
-        run_pipeline(sources, root, frames="10")
-        run_pipeline(sources, root, frames="5")
+        run_here(sources, root, frames="10")
+        run_here(sources, root, frames="5")
     assert all(path.read_bytes() == content for path, content in files.items())
     np.testing.assert_array_equal(clip.inverse_depth(2), depth)  # opened before these runs
     ds = kdepth.open_dataset(root)
@@ -237,16 +237,16 @@ def test_whole_files_of_a_killed_run_are_used_again_and_no_others(
 ) -> None:
     put(tmp_path, "a.mp4", whole)
     sources, root = kdepth.read_sources([server.url("a.mp4")]), tmp_path / "root"
-    run_pipeline(sources, root, frames="first")
+    run_here(sources, root, frames="first")
     (row,) = kdepth.open_dataset(root).table().to_pylist()
     kdepth.open_dataset(root).lance.delete("true")  # as if it had been killed before its commit
-    run_pipeline(sources, root, frames="first")
+    run_here(sources, root, frames="first")
     (again,) = kdepth.open_dataset(root).table().to_pylist()
     assert (again["raw_path"], again["video_path"]) == (row["raw_path"], row["video_path"])
     assert again["download_attempts"] == 0
     assert again["depth_path"] != row["depth_path"]
     kdepth.open_dataset(root).lance.delete("true")
-    run_pipeline(sources, root, frames="first", height=180)
+    run_here(sources, root, frames="first", height=180)
     (other,) = kdepth.open_dataset(root).table().to_pylist()
     assert other["video_path"] != row["video_path"]
     assert Root(root).size(row["video_path"]) == row["video_bytes"]
@@ -258,10 +258,10 @@ def test_a_damaged_file_of_an_archives_clip_is_made_anew(
     """Its key is that of the file that is wanted, but it is not whole."""
     put(tmp_path, "part.tgz", dict.fromkeys(NAMES[:2], whole))
     sources, root = kdepth.read_sources([server.url("part.tgz")]), tmp_path / "root"
-    run_pipeline(sources, root, frames="first", keep_raw=False)
+    run_here(sources, root, frames="first", keep_raw=False)
     clip = kdepth.open_dataset(root)[NAMES[0]]
     clip.video_path.write_bytes(clip.video_path.read_bytes()[:-500])
-    report = run_pipeline(sources, root, frames="first", keep_raw=False)
+    report = run_here(sources, root, frames="first", keep_raw=False)
     assert (report.num_ok, report.num_failed, list(report.damage)) == (1, 0, NAMES[:1])
     ds = kdepth.open_dataset(root)
     assert ds[NAMES[0]].row["video_path"] != clip.row["video_path"]
@@ -269,7 +269,7 @@ def test_a_damaged_file_of_an_archives_clip_is_made_anew(
     # Its own source is not in the list any more: another one will do.
     ds[NAMES[0]].video_path.write_bytes(b"")
     put(tmp_path, "other.tgz", {NAMES[0]: whole})
-    report = run_pipeline(kdepth.read_sources([server.url("other.tgz")]), root, frames="first", keep_raw=False)
+    report = run_here(kdepth.read_sources([server.url("other.tgz")]), root, frames="first", keep_raw=False)
     assert (report.num_ok, report.num_failed, report.other_content) == (1, 0, [])
     ds = kdepth.open_dataset(root)
     assert ds[NAMES[0]].row["source_url"] == server.url("other.tgz")
@@ -279,7 +279,7 @@ def test_a_damaged_file_of_an_archives_clip_is_made_anew(
     put(tmp_path, "other.tgz", {NAMES[0]: whole[: len(whole) // 3]})
     for path in (root / "archives").iterdir():
         path.unlink()
-    run_pipeline(kdepth.read_sources([server.url("other.tgz")]), root, frames="first", keep_raw=False)
+    run_here(kdepth.read_sources([server.url("other.tgz")]), root, frames="first", keep_raw=False)
     rows = kdepth.open_dataset(root).table(columns=["clip_id", "status", "failed_stage"]).to_pylist()
     assert rows[0] == {"clip_id": NAMES[0], "status": "failed", "failed_stage": "transcode"}
 
@@ -295,7 +295,7 @@ def test_a_message_does_not_say_where_the_root_is(
         f"        open({str(root / 'depth' / 'no' / 'file')!r})\n"
         "    return kdepth.DepthModel(predict, kind='metric')\n"
     )
-    report = run_pipeline(sources, root, model=str(net))
+    report = run_here(sources, root, model=str(net))
     assert report.failures == {("depth", "FileNotFoundError"): 1}  # any error of a clip is that clip's
     (row,) = kdepth.open_dataset(root).failures().to_pylist()
     assert "depth/no/file" in row["error_message"]
@@ -303,7 +303,7 @@ def test_a_message_does_not_say_where_the_root_is(
     # Mended, it is another model, and nothing of the failure stays in the row.
     prediction = "    return frames[:, 0].float() / 255 + 1, None, None"
     net.write_text(net.read_text().replace(net.read_text().splitlines()[4], f"    {prediction}"))
-    assert run_pipeline(sources, root, model=str(net)).num_ok == 1
+    assert run_here(sources, root, model=str(net)).num_ok == 1
     (row,) = kdepth.open_dataset(root).table().to_pylist()
     assert row["status"] == "ok"
     assert [row[name] for name in ("failed_stage", "error_type", "error_message", "tried_sources")] == [None] * 4
@@ -314,10 +314,10 @@ def test_an_archive_without_videos_is_read_again_when_asked_for(
 ) -> None:
     put(tmp_path, "part.tgz", {"read.me": b"moved"})
     sources, root = kdepth.read_sources([server.url("part.tgz")]), tmp_path / "root"
-    assert run_pipeline(sources, root, frames="first").failures == {("download", "ArchiveError"): 1}
-    assert "but for 1 that failed" in str(run_pipeline(sources, root, frames="first"))
+    assert run_here(sources, root, frames="first").failures == {("download", "ArchiveError"): 1}
+    assert "but for 1 that failed" in str(run_here(sources, root, frames="first"))
     put(tmp_path, "part.tgz", {NAMES[0]: whole})
-    assert run_pipeline(sources, root, frames="first", retry_failed=True).num_ok == 1
+    assert run_here(sources, root, frames="first", retry_failed=True).num_ok == 1
     assert kdepth.open_dataset(root).table(columns=["status"]).to_pylist() == [{"status": "ok"}]
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from conftest import Run
-from pipeline_run import run_pipeline
+from pipeline_run import run_here, run_pipeline
 from tiny_checkpoints import FAMILIES, save_checkpoint, save_constant_checkpoint
 
 import kdepth
@@ -174,7 +174,7 @@ def test_a_later_run_redoes_what_it_must_and_no_more(
     ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path
 ) -> None:
     sources = kdepth.read_sources(sample_server.url_list, limit=2)
-    run_pipeline(sources, tmp_path, frames="middle")
+    run_here(sources, tmp_path, frames="middle")
     before = {clip.clip_id: clip.row for clip in kdepth.open_dataset(tmp_path)}
     assert len(before) == 2
 
@@ -191,7 +191,7 @@ def test_a_later_run_redoes_what_it_must_and_no_more(
         clips = kdepth.download(rows, tmp_path)
         assert (kdepth.transcode(clips, tmp_path) is clips) == skips
     assert todo[first]["raw_path"] == before[first]["raw_path"]
-    run_pipeline(sources, tmp_path, frames="first")
+    run_here(sources, tmp_path, frames="first")
     after = {clip.clip_id: clip.row for clip in kdepth.open_dataset(tmp_path)}
     assert [frame["index"] for frame in after[second]["frames"]] == [0]
     assert after[second]["video_bytes"] == before[second]["video_bytes"]
@@ -213,13 +213,13 @@ def test_a_later_run_redoes_what_it_must_and_no_more(
         path.unlink()
     base = sample_server.url_list.read_text().splitlines()[0].rpartition("/")[0]
     gone = kdepth.read_sources([f"{base}/gone/{first}.mp4"])
-    report = run_pipeline(gone, tmp_path, frames="first")
+    report = run_here(gone, tmp_path, frames="first")
     assert (report.num_ok, report.num_failed, report.num_kept) == (0, 1, 1)
     assert "had been ok, and stay as they were: 1" in str(report)
     clip = kdepth.open_dataset(tmp_path)[first]
     assert clip.inverse_depth(0).shape == (180, 320)
     clip.video_path.unlink()
-    report = run_pipeline(gone, tmp_path, frames="first", height=180)
+    report = run_here(gone, tmp_path, frames="first", height=180)
     assert (report.num_failed, report.num_kept) == (1, 0)
     assert statuses(tmp_path) == {"ok": 1, "failed": 1}
 
@@ -234,7 +234,7 @@ def test_an_archive_that_broke_is_a_failed_row_until_it_is_whole(
     sample_server.serve("val.tar.gz", broken)
     sources = kdepth.read_sources([f"{base}/val.tar.gz"])
     root = tmp_path / "root"
-    run_pipeline(sources, root, frames="middle")
+    run_here(sources, root, frames="middle")
     # Members that were read before the damage was noticed may be damaged too: they fail at transcode.
     failures = {row["error_type"]: row for row in kdepth.open_dataset(root).failures().to_pylist()}
     assert set(failures) <= {"ArchiveError", "DamagedMediaError"}
@@ -246,7 +246,7 @@ def test_an_archive_that_broke_is_a_failed_row_until_it_is_whole(
 
     (tmp_path / "whole.tar.gz").write_bytes(whole)
     sample_server.serve("val.tar.gz", tmp_path / "whole.tar.gz")
-    run_pipeline(sources, root, frames="middle", retry_failed=True)
+    run_here(sources, root, frames="middle", retry_failed=True)
     assert statuses(root) == {"ok": 3}
     assert kdepth.pending(sources, root, frames="middle").num_rows == 0
 
@@ -255,7 +255,7 @@ def test_labels_that_come_later_are_taken_over(
     ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path
 ) -> None:
     sources = kdepth.read_sources(sample_server.url_list, limit=2)
-    run_pipeline(sources, tmp_path, frames="middle")
+    run_here(sources, tmp_path, frames="middle")
     before = kdepth.open_dataset(tmp_path).table()
     assert before["label"].null_count == 2
     labelled = kdepth.read_sources(sample_server.url_list, annotations=sample_server.annotations)
@@ -265,7 +265,7 @@ def test_labels_that_come_later_are_taken_over(
     sources = kdepth.read_sources(sample_server.url_list, annotations=sample_server.annotations, limit=2)
     todo = kdepth.pending(sources, tmp_path, frames="middle")
     assert todo.num_rows == 0
-    report = run_pipeline(sources, tmp_path, frames="middle")
+    report = run_here(sources, tmp_path, frames="middle")
     assert str(report) == "No clip to make. 2 clips have another label or split now."
     ds = kdepth.open_dataset(tmp_path)
     assert {row["clip_id"]: (row["label"], row["split"]) for row in ds.table().to_pylist()} == {
@@ -274,12 +274,12 @@ def test_labels_that_come_later_are_taken_over(
     assert ds.table().drop_columns(["label", "split"]).equals(before.drop_columns(["label", "split"]))
     assert pq.read_table(tmp_path / "clips.parquet").sort_by("clip_id").equals(ds.table())
     version = ds.lance.version
-    assert str(run_pipeline(sources, tmp_path, frames="middle")).startswith("Nothing to do: every clip")
+    assert str(run_here(sources, tmp_path, frames="middle")).startswith("Nothing to do: every clip")
     assert kdepth.open_dataset(tmp_path).lance.version == version
     # Whoever changes the dataset by hand finds the change in the copy, too, after the next run.
     ds.lance.delete(f"clip_id = '{before['clip_id'][0]}'")
     rest = sources.filter(pc.equal(sources["clip_id"], before["clip_id"][1]))
-    run_pipeline(rest, tmp_path, frames="middle")
+    run_here(rest, tmp_path, frames="middle")
     assert pq.read_metadata(tmp_path / "clips.parquet").num_rows == 1
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from http_server import Server, serve
-from pipeline_run import run_pipeline
+from pipeline_run import run_here, run_pipeline
 
 import kdepth
 from kdepth import samples
@@ -197,7 +197,7 @@ def test_damaged_files_are_found_made_again_and_named(
     url_list = tmp_path / "urls.txt"
     url_list.write_text("\n".join(server.url(f"{number}.mp4") for number in range(4)))
     sources = kdepth.read_sources(url_list)
-    run_pipeline(sources, root)
+    run_here(sources, root)
     ds = kdepth.open_dataset(root)
     cut, flipped, deleted, good = list(ds)
     before = {clip.clip_id: clip.row for clip in ds}
@@ -210,7 +210,7 @@ def test_damaged_files_are_found_made_again_and_named(
     problems = {row["clip_id"]: row["problem"] for row in ds.verify(delete=True).to_pylist()}
     assert set(problems) == {cut.clip_id, flipped.clip_id, deleted.clip_id}
     assert problems[flipped.clip_id] == "1 of 20 frames are not what was written"
-    report = run_pipeline(sources, root)
+    report = run_here(sources, root)
     assert set(report.damage) == set(problems)
     assert f"{flipped.clip_id} ({flipped.row['depth_path']} is missing)" in str(report)
     ds = kdepth.open_dataset(root)
@@ -222,7 +222,7 @@ def test_damaged_files_are_found_made_again_and_named(
     # Without looking inside: a size that is not the row's is enough.
     cut = ds[cut.clip_id]  # made anew under another name
     cut.video_path.write_bytes(cut.video_path.read_bytes()[:-1000])
-    report = run_pipeline(sources, root)
+    report = run_here(sources, root)
     assert list(report.damage) == [cut.clip_id]
     assert kdepth.open_dataset(root).verify().num_rows == 0
 

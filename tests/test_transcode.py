@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from media_zoo import (
     AAC,
-    BUILDS,
     HOSTILE,
     NAMES,
     ONSET,
@@ -29,10 +28,8 @@ from media_zoo import (
     boxes,
     draw,
     ffmpeg,
-    forget_ffmpeg,
     psnr,
     read_index,
-    use_ffmpeg,
 )
 
 from kdepth.errors import (
@@ -49,18 +46,6 @@ from kdepth.video.transcode import VideoInfo, default_encoder, encoding_of, tran
 
 # Mutated files per run; the full one is 2,000.
 NUM_MUTATIONS = int(os.environ.get("KDEPTH_NUM_MUTATIONS", "40"))
-
-
-@pytest.fixture(autouse=True)
-def _forget_ffmpeg() -> Iterator[None]:
-    yield
-    forget_ffmpeg()
-
-
-@pytest.fixture(params=BUILDS)
-def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both FFmpegs in turn."""
-    return use_ffmpeg(request.param, monkeypatch)
 
 
 @pytest.fixture(scope="module")

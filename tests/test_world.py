@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from media_zoo import (
     AAC,
-    BUILDS,
     COPY,
     TONE,
     X264,
@@ -21,10 +19,8 @@ from media_zoo import (
     colored,
     draw,
     ffmpeg,
-    forget_ffmpeg,
     psnr,
     read_index,
-    use_ffmpeg,
 )
 
 from kdepth.errors import (
@@ -39,18 +35,6 @@ from kdepth.video.depth_file import DepthWriter, read_checksums, read_depth, rea
 from kdepth.video.frames import read_frame_at, read_frames
 from kdepth.video.probe import probe
 from kdepth.video.transcode import VideoInfo, _allowed_seconds, transcode_file, video_info
-
-
-@pytest.fixture(autouse=True)
-def _forget_ffmpeg() -> Iterator[None]:
-    yield
-    forget_ffmpeg()
-
-
-@pytest.fixture(params=BUILDS)
-def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both FFmpegs in turn."""
-    return use_ffmpeg(request.param, monkeypatch)
 
 
 def transcoded(source: Path, **options: object) -> tuple[VideoInfo, list[int], list[float], list[np.ndarray]]:

@@ -5,6 +5,7 @@ Each verb maps what `workers` and `clip_depth` do to one clip over the rows.
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import socket
@@ -299,7 +300,12 @@ class _DepthStage:
         limits: dict[str, float],
     ) -> None:
         self._root, self._frames, self._limits = root, frames, limits
-        self._model = load_model(model, device=device, depth_kind=depth_kind, threads=threads)
+        # Torch's import makes a million objects: to look for garbage among them takes a quarter of its 1.5 s.
+        gc.disable()
+        try:
+            self._model = load_model(model, device=device, depth_kind=depth_kind, threads=threads)
+        finally:
+            gc.enable()
         if self._model.identity != identity:  # a resumed run would take its own clips for another model's
             raise RuntimeError(f"the worker loaded {self._model.identity}, the driver planned for {identity}")
         self._shared = SharedModel(self._model, threads) if at_once > 1 else None
