@@ -1,5 +1,6 @@
 """Parameters as papermill injects them, checked in an IPython shell."""
 
+import gc
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ Check = Callable[..., dict[str, Any]]
 @pytest.fixture
 def check() -> Iterator[Check]:
     """Run the cells of a notebook up to `check_parameters`, and give the variables that are then there."""
+    gc.freeze()  # IPython's reset looks for garbage, and needs not look at all that other tests have left here
     shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
 
     def run(given: dict[str, Any], edited: str = "", not_empty: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -37,6 +39,7 @@ def check() -> Iterator[Check]:
 
     yield run
     InteractiveShell.clear_instance()
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize(
