@@ -76,8 +76,7 @@ def test_every_clip_of_a_list_arrives_once_with_its_label(
             lines.append(",".join((fields | {"is_cc": "0"})[column] for column in columns.split(",")))
     (tmp_path / annotation_name).write_text("\ufeff" + "\r\n".join(lines) + "\r\n")
     faults = {
-        # Long enough for the progress line to say so.
-        names[0]: [Fault(503, {"Retry-After": "5"}), Fault(reset_at=0.5), Fault(reset_at=0.7)],
+        names[0]: [Fault(503, {"Retry-After": "2"}), Fault(reset_at=0.5), Fault(reset_at=0.7)],
         names[1]: [Fault(extra_length=1000), Fault(429)],
         names[2]: [Fault(chunked=True, reset_at=0.3)],
     }

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import Run
 from http_server import serve
-from pipeline_run import run_pipeline
+from pipeline_run import run_here
 
 import kdepth
 from kdepth import samples
@@ -89,7 +89,7 @@ def test_the_whole_pipeline_on_an_object_store(ray_cluster: None, s3: str, tmp_p
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "2 clips ok, 1 failed" in done.stdout
-        run_pipeline(kdepth.read_sources(url_list), roots[1], frames="2")
+        run_here(kdepth.read_sources(url_list), roots[1], frames="2")
     assert kdepth.pending(kdepth.read_sources(url_list), roots[0], frames="2").num_rows == 0
     remote, local = (kdepth.open_dataset(root) for root in roots)
     passing = ("seconds", "_at", "run_id", "download_attempts", "_path")  # names of files are made anew each time

@@ -183,7 +183,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_space(
     before = committed(root)
     assert len(kdepth.open_dataset(root)) == before
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
-    run_pipeline(sources, root, frames="middle")
+    run_here(sources, root, frames="middle")
     ds = kdepth.open_dataset(root)
     assert len(ds) >= 6
     assert set(ds.table(columns=["status"])["status"].to_pylist()) == {"ok"}

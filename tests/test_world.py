@@ -115,10 +115,9 @@ def test_sound_goes_on_to_its_end(
 ) -> None:
     """A still with music keeps its music; 900 s behind two seconds of pictures end after a minute, and are no fault."""
     tone = ("-f", "lavfi", "-i", f"sine=duration={sound}:sample_rate=16000")
-    fast = (*AAC, "-aac_coder", "fast")
     for name in ("music.mp4", "music.mkv"):
         frames = 1 if sound == 30.5 else 12 * video_seconds
-        source = Clip(name, num_frames=frames, fps="12", audio=(tone, fast), size=(64, 48)).build(tmp_path)
+        source = Clip(name, num_frames=frames, fps="12", audio=(tone, ("-c:a", "alac")), size=(64, 48)).build(tmp_path)
         info, shown, _, _ = transcoded(source)
         assert shown == list(range(frames))
         assert info.duration_seconds == pytest.approx(frames / 12, abs=0.05)
