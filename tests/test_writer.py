@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import lance
 import pyarrow as pa
@@ -25,6 +26,21 @@ def row(status: str, label: str, sha256: str | None = None) -> dict[str, object]
 def committed(root: Path) -> list[tuple[str, str]]:
     found = read_rows(root, ["status", "label"]).to_pylist()
     return [(one["status"], one["label"]) for one in found]
+
+
+def test_a_row_after_a_long_pause_is_committed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
+    monkeypatch.setattr("kdepth.dataset.writer.time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    writer = ClipWriter(tmp_path, "run")
+    for seconds[0] in (6.0, 9.0):  # as the watch of a run does, before any row came
+        writer.commit_if_due()
+    writer.add(row(OK, "first"))
+    assert committed(tmp_path) == [(OK, "first")]
+    writer.add(new_row(clip_id="b", status=OK, label="second"))
+    assert len(committed(tmp_path)) == 1
+    seconds[0] = 14.1
+    writer.commit_if_due()
+    assert len(committed(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("commit_between", [True, False])

@@ -151,7 +151,8 @@ class ClipWriter:
     def commit_if_due(self) -> None:
         """Commit if there are many rows, or if the last commit was long ago. Any thread may ask."""
         with self._lock:
-            if len(self._buffer) >= _COMMIT_ROWS or time.monotonic() - self._last_commit >= _COMMIT_SECONDS:
+            is_due = len(self._buffer) >= _COMMIT_ROWS or time.monotonic() - self._last_commit >= _COMMIT_SECONDS
+            if is_due and (self._buffer or self._spent):  # a commit of nothing would make the next row wait
                 self.commit()
 
     def commit(self) -> None:
