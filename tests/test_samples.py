@@ -11,6 +11,7 @@ import kdepth
 from kdepth import plots, samples
 from kdepth.schema import parse_kinetics_name
 from kdepth.video.frames import read_frames
+from made_clips import joined_clip
 
 
 def test_sample_clips_are_small_and_named_as_in_kinetics() -> None:
@@ -71,7 +72,7 @@ def test_predicted_depth_has_the_order_of_the_true_depth(sample_run: Run) -> Non
 def test_a_film_of_several_clips_has_their_shots(sample_run: Run, tmp_path: Path) -> None:
     ds = kdepth.open_dataset(sample_run.root)
     crew, desk, hall, *_ = (ds[clip_id] for clip_id in samples.rendered_clips())
-    film = samples.joined_clip([crew, desk, hall], tmp_path / "joined.mkv", num_frames=20)
+    film = joined_clip([crew, desk, hall], tmp_path / "joined.mkv", num_frames=20)
     assert film.shots == [0, 20, 40]
     assert film.depth_indices == list(range(60))
     assert np.isnan(film.scale_jumps()[[0, 20, 40]]).all()

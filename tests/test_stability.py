@@ -17,8 +17,9 @@ from kdepth.dataset.temporal import (
 )
 from kdepth.models.base import ClipDepth, DepthModel
 from kdepth.pipeline.clip_depth import estimate_clip_depth
-from kdepth.samples import jumping_copy, rendered_clips, true_inverse_depth
+from kdepth.samples import rendered_clips, true_inverse_depth
 from kdepth.schema import new_row
+from made_clips import jumping_copy
 
 
 def test_a_scale_jump_is_measured_on_what_stands_still(random_generator: np.random.Generator) -> None:
