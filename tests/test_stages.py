@@ -251,6 +251,14 @@ def test_an_archive_that_broke_is_a_failed_row_until_it_is_whole(
     assert kdepth.pending(sources, root, frames="middle").num_rows == 0
 
 
+def test_one_clip_needs_one_worker(
+    ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    report = run_pipeline(kdepth.read_sources(sample_server.url_list, limit=1), tmp_path, frames="1", concurrency=None)
+    assert (report.num_ok, report.num_failed) == (1, 0)
+    assert not recwarn.list  # Ray's, of more actors than clips
+
+
 def test_labels_that_come_later_are_taken_over(
     ray_cluster: None, sample_server: samples.SampleServer, tmp_path: Path
 ) -> None:
@@ -469,6 +477,9 @@ def test_actors_by_default() -> None:
     assert stages._actors(16, 2, None, small=False) == (2, 1.0)
     assert stages._actors(64, 1, None, small=True) == (8, 0.125)
     assert stages._actors(2, 4, None, small=True) == (4, 1.0)
+    assert stages._actors(16, 0, None, small=True, most=3) == (3, None)
+    assert stages._actors(16, 8, None, small=True, most=3) == (3, 1.0)
+    assert stages._actors(16, 0, 5, small=True, most=3) == (5, None)
 
 
 def test_what_can_not_be_is_found_before_anything_runs(ray_cluster: None, tmp_path: Path) -> None:

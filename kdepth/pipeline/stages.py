@@ -57,6 +57,7 @@ SESSION_KEY, NEEDS_GPU_KEY = "kdepth.session", "kdepth.needs_gpu"
 NOTE_KEY = "kdepth.note"  # what the progress line says at the start
 KEEP_RAW_KEY = "kdepth.keep_raw"
 _TRANSCODED_KEY = "kdepth.transcoded"  # whether all clips are, by the plan
+_NUM_CLIPS_KEY = "kdepth.num_clips"  # infinite: what archives hold is not known
 
 
 def download(
@@ -91,6 +92,8 @@ def download(
     annotations = sources.filter(pc.equal(sources["kind"], "annotation"))
     chunks, is_long = _chunks(sources, batch_size)
     is_transcoded = sources.filter(pc.not_equal(sources["kind"], "annotation"))["video_path"].null_count == 0
+    has_archives = pc.any(pc.equal(sources["kind"], "archive")).as_py()
+    num_clips = math.inf if has_archives else sum(map(len, chunks))
     # In Ray's memory, which counts as the driver's, without the columns in which nothing is known.
     sources = sources.select([name for name in sources.column_names if sources[name].null_count < sources.num_rows])
     blocks = [sources.take(chunk) for chunk in chunks] or [sources.schema.empty_table()]
@@ -100,6 +103,7 @@ def download(
     # a task that is run again, because its process died, gives the same rows in the same blocks, as Ray expects.
     clips.context.target_max_block_size = None if is_long else 1
     clips.context.set_config(_TRANSCODED_KEY, is_transcoded)
+    clips.context.set_config(_NUM_CLIPS_KEY, num_clips)
     clips.context.set_config(SESSION_KEY, ray.get_runtime_context().get_node_id())
     return clips.map_batches(
         _download_block,
@@ -208,7 +212,8 @@ def estimate_depth(
         max_aspect_ratio, max_clip_pixels: As for `estimate_clip_depth`.
         concurrency: Actors, each with the model loaded once; more than GPUs share them. Default: as many as the cluster
             has room for, also when it grows: one a GPU, for ``small`` one for every two cores (up to 8 a GPU); without
-            GPU one a core for ``small``, and for larger networks one a node that uses all its cores.
+            GPU one a core for ``small``, and for larger networks one a node that uses all its cores; never more than
+            clips.
 
     Raises:
         ValueError: `frames` is not one of the allowed values, `depth_kind` can't be, or there is no such `device`.
@@ -230,8 +235,10 @@ def estimate_depth(
             NOTE_KEY, "Depth Pro is compiled for the GPU first: its first frames take half a minute"
         )
     # Ray Data spreads a pool's actors over the nodes.
-    size, share = _actors(max(1, cpus), gpus, concurrency, small=model == "small", nodes=max(1, num_nodes()))
-    threads = max(1, cpus // size)
+    most = clips.context.get_config(_NUM_CLIPS_KEY, math.inf)
+    nodes = max(1, num_nodes())
+    size, share = _actors(max(1, cpus), gpus, concurrency, small=model == "small", nodes=nodes, most=max(1, most))
+    threads = max(1, cpus // max(size, nodes))
     at_once = _CLIPS_AT_ONCE_ON_GPU if gpus and model != "small" else 1
     grows = concurrency is None and (gpus > 0 or model == "small")
     # Never smaller: an actor that waits for downloads keeps its model, which takes up to a minute to load and compile.
@@ -250,12 +257,14 @@ def estimate_depth(
     )
 
 
-def _actors(cpus: int, gpus: int, concurrency: int | None, *, small: bool, nodes: int = 1) -> tuple[int, float | None]:
-    """How many depth actors, and how much of a GPU each gets."""
+def _actors(
+    cpus: int, gpus: int, concurrency: int | None, *, small: bool, nodes: int = 1, most: float = math.inf
+) -> tuple[int, float | None]:
+    """How many depth actors, `most` unless asked for more, and how much of a GPU each gets."""
     if not gpus:
-        return concurrency or (cpus if small else nodes), None
+        return concurrency or int(min(cpus if small else nodes, most)), None
     # With `small` a GPU is ten times as fast as one process decodes and encodes for it.
-    size = concurrency or gpus * (min(max(1, cpus // gpus // 2), _MOST_ACTORS_A_GPU) if small else 1)
+    size = concurrency or int(min(gpus * (min(max(1, cpus // gpus // 2), _MOST_ACTORS_A_GPU) if small else 1), most))
     # Ray counts ten-thousandths of a GPU: rounded up, they would not all fit.
     return size, math.floor(1e4 / math.ceil(size / gpus)) / 1e4
 
