@@ -117,24 +117,25 @@ class SharedModel:
 
     def _answer(self, batch: list[_Asked]) -> None:
         try:
-            if len(batch) == 1:
-                result = self._model.estimate(batch[0].rgb, after=batch[0].after)
-            else:
-                result = self._model.estimate(np.concatenate([asked.rgb for asked in batch]))
+            results = self._results(batch)
         except BaseException as error:
             if len(batch) == 1:
                 batch[0].found.set_exception(error)
-            else:  # whose frames it was is seen when each clip is alone
-                for asked in batch:
-                    self._answer([asked])
+                return
+            for asked in batch:  # whose frames it was is seen when each clip is alone
+                self._answer([asked])
             return
-        if not self._is_stateless:  # once it has remembered something, no later answer makes it stateless
-            self._is_stateless = result.memory is None and self._is_stateless is None
+        for asked, result in zip(batch, results, strict=True):
+            asked.found.set_result(result)
+
+    def _results(self, batch: list[_Asked]) -> list[ClipDepth]:
         if len(batch) == 1:
-            batch[0].found.set_result(result)
-            return
-        start = 0
-        for asked in batch:
-            part = slice(start, start := start + len(asked.rgb))
-            focal = result.focal_length_px
-            asked.found.set_result(type(result)(result.inverse_depth[part], None if focal is None else focal[part]))
+            result = self._model.estimate(batch[0].rgb, after=batch[0].after)
+            if not self._is_stateless:  # once it has remembered something, no later answer makes it stateless
+                self._is_stateless = result.memory is None and self._is_stateless is None
+            return [result]
+        result = self._model.estimate(np.concatenate([asked.rgb for asked in batch]))
+        ends = np.cumsum([len(asked.rgb) for asked in batch])[:-1]
+        focal = result.focal_length_px
+        focals = [None] * len(batch) if focal is None else np.split(focal, ends)
+        return list(map(type(result), np.split(result.inverse_depth, ends), focals))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,7 +207,8 @@ class _ClipStatistics:
     ) -> dict[str, Any]:
         """The frame's entry of the row's ``frames``, without the checksum of what is written for it."""
         bits = inverse_depth.view(np.uint16)  # half floats >= 0 have the order of their bits, which is faster to find
-        p05, median, p95 = _quantiles(bits[::_STRIDE, ::_STRIDE], (0.05, 0.5, 0.95))
+        every_fourth = inverse_depth[::_STRIDE, ::_STRIDE]
+        p05, median, p95 = np.quantile(every_fourth.astype(np.float64), (0.05, 0.5, 0.95)).tolist()
         self.frames.append(
             {
                 "index": frame.index,
@@ -221,8 +222,7 @@ class _ClipStatistics:
             }
         )
         size = (THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT)
-        every_fourth = np.ascontiguousarray(inverse_depth[::_STRIDE, ::_STRIDE], np.float32)
-        self._thumbnail_sum += cv2.resize(every_fourth, size, interpolation=cv2.INTER_AREA)
+        self._thumbnail_sum += cv2.resize(every_fourth.astype(np.float32), size, interpolation=cv2.INTER_AREA)
         sample, grey = sampled(inverse_depth), steady_grey(frame.rgb)
         if self._last is not None and self.frames[-2]["index"] == frame.index - 1 and not starts_shot:
             jump = abs(scale_step(*self._last, grey, sample))
@@ -237,13 +237,3 @@ class _ClipStatistics:
 
     def flicker(self) -> float | None:
         return float(np.mean(self._jumps)) if self._jumps else None
-
-
-def _quantiles(bits: NDArray[np.uint16], shares: Sequence[float]) -> list[float]:
-    """As `np.quantile` of half floats >= 0, by counting: in a third of its time."""
-    at = np.multiply(shares, bits.size - 1)
-    ranks = np.floor(at), np.ceil(at)
-    below, above = np.searchsorted(np.bincount(bits.ravel()).cumsum(), ranks, side="right").astype(np.uint16)
-    low, high = below.view(np.float16).astype(np.float64), above.view(np.float16).astype(np.float64)
-    found: list[float] = (low + (at - ranks[0]) * (high - low)).tolist()
-    return found

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
 
 from kdepth.html import card
 
 _MOST_NAMED = 10  # clips named in one line of the report
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class RunReport:
     """What a run did.
 
@@ -86,6 +85,8 @@ class RunReport:
         )
         return "\n  ".join([first, *self._failures(), *(f"{name}: {text}" for name, text in self.notes().items())])
 
+    __repr__ = __str__
+
     def _why_nothing(self) -> str:
         more = f" {self.num_relabelled} clips have another label or split now." if self.num_relabelled else ""
         if self.num_sources:
@@ -117,10 +118,6 @@ class RunReport:
             "made with": ", ".join(f"{name} {version(name)}" for name in ("kdepth", "torch", "ray", "pylance")),
         }
         return card("kdepth run", facts)
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """For IPython without HTML: as `print` shows it."""
-        printer.text(str(self))
 
 
 def _named(names: list[str]) -> str:
