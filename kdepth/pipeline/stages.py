@@ -252,7 +252,10 @@ def estimate_depth(
         num_cpus=_STAGE_CPUS,
         num_gpus=share,
         compute=ray.data.ActorPoolStrategy(
-            **pool, max_concurrent_calls_per_actor=at_once, enable_true_multi_threading=at_once > 1
+            **pool,
+            max_tasks_in_flight_per_actor=1 if at_once == 1 else None,
+            max_concurrent_calls_per_actor=at_once,
+            enable_true_multi_threading=at_once > 1,
         ),
     )
 
