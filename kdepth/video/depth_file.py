@@ -102,9 +102,8 @@ def read_depth(source: str | Path | BinaryIO) -> Iterator[NDArray[np.float16]]:
         DatasetError: The file is missing or can't be decoded. A file that was cut off may just end earlier here, and
             bytes that changed may give another picture: `Clip.inverse_depth` notices both.
     """
-    with opened(source, "matroska") as container:
-        stream = container.streams.video[0]
-        for frame in container.decode(stream):
+    with opened(source, "matroska") as stream:
+        for frame in stream.container.decode(stream):
             yield _half(frame)
 
 
@@ -126,10 +125,9 @@ def read_depths_at(
     """
     num_found = 0
     # Matroska's header says all; by default FFmpeg would also decode a frame to see what is in it.
-    with opened(source, "matroska", probesize="32") as container:
-        stream = container.streams.video[0]
-        container.seek(round(times_seconds[0] * 1000), stream=stream, backward=True)
-        for packet in container.demux(stream):
+    with opened(source, "matroska", probesize="32") as stream:
+        stream.container.seek(round(times_seconds[0] * 1000), stream=stream, backward=True)
+        for packet in stream.container.demux(stream):
             # Every frame is a key frame: others need not be decoded.
             if packet.size and zlib.crc32(packet) == crc32[num_found]:
                 for frame in packet.decode():
@@ -149,8 +147,8 @@ def read_checksums(source: str | Path | BinaryIO) -> list[int]:
     Raises:
         DatasetError: As `read_depth`.
     """
-    with opened(source, "matroska") as container:
-        return [zlib.crc32(packet) for packet in container.demux(video=0) if packet.size]
+    with opened(source, "matroska") as stream:
+        return [zlib.crc32(packet) for packet in stream.container.demux(stream) if packet.size]
 
 
 def _half(frame: av.VideoFrame) -> NDArray[np.float16]:

@@ -28,7 +28,7 @@ class Frame(NamedTuple):
 
 @contextlib.contextmanager
 def opened(source: str | Path | BinaryIO, container_format: str, **options: str) -> Iterator[Any]:
-    """Open a file of ours in this process, as the one format that it has.
+    """Open a file of ours in this process, as the one format that it has; gives its video stream.
 
     Args:
         source: Its path, or a file that can seek (of an object store, or a blob), which is read as needed.
@@ -42,7 +42,7 @@ def opened(source: str | Path | BinaryIO, container_format: str, **options: str)
     file = os.path.abspath(source) if isinstance(source, str | Path) else source
     try:
         with av.open(file, format=container_format, options=options) as container:
-            yield container
+            yield container.streams.video[0]
     except (OSError, av.error.FFmpegError, IndexError) as exc:
         raise DatasetError(f"{file_name(source)} can't be decoded: {getattr(exc, 'strerror', None) or exc}") from exc
 
@@ -66,33 +66,32 @@ def read_frames(source: str | Path | BinaryIO, wanted: Callable[[int, float], bo
     Raises:
         DatasetError: The file is missing or can't be decoded.
     """
-    with opened(source, "mov") as container:
-        stream = container.streams.video[0]
+    with opened(source, "mov") as stream:
         stream.codec_context.thread_count = 1  # our encoder's pictures are one slice, which threads can't share
         reformatter = VideoReformatter()  # one for all frames: setting one up takes 0.2 ms
         if wanted is None:
             num_frames = 0
-            for index, frame in enumerate(container.decode(stream)):
+            for index, frame in enumerate(stream.container.decode(stream)):
                 yield Frame(index, float(frame.time or 0.0), _rgb(frame, reformatter))
                 num_frames = index + 1
             _check_whole(source, stream, num_frames)
             return
-        shown, keys = _index(source, container, stream)
+        shown, keys = _index(source, stream)
         times = [float(pts * stream.time_base) for pts in shown]
         chosen = [(pts, index) for index, pts in enumerate(shown) if wanted(index, times[index])]
         if len(chosen) == len(shown):
             keys = []  # all, in one go
         for _, group in groupby(chosen, lambda item: bisect_right(keys, item[0])):
             indices = dict(group)
-            for pts, frame in _decode(source, container, stream, set(indices)):
+            for pts, frame in _decode(source, stream, set(indices)):
                 index = indices[pts]
                 yield Frame(index, times[index], _rgb(frame, reformatter))
 
 
 def count_frames(source: str | Path | BinaryIO) -> int:
     """Frames of a 360p file, by its packets. Raises as `read_frames`."""
-    with opened(source, "mov") as container:
-        return len(_index(source, container, container.streams.video[0])[0])
+    with opened(source, "mov") as stream:
+        return len(_index(source, stream)[0])
 
 
 def _check_whole(source: str | Path | BinaryIO, stream: Any, num_frames: int) -> None:
@@ -101,20 +100,18 @@ def _check_whole(source: str | Path | BinaryIO, stream: Any, num_frames: int) ->
         raise DatasetError(f"{file_name(source)} is damaged: {num_frames} of {stream.frames} frames are there")
 
 
-def _index(source: str | Path | BinaryIO, container: Any, stream: Any) -> tuple[list[int], list[int]]:
+def _index(source: str | Path | BinaryIO, stream: Any) -> tuple[list[int], list[int]]:
     """Times of all frames, and of the key frames, in ticks and in order."""
-    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt]
+    packets = [packet for packet in stream.container.demux(stream) if packet.size and not packet.is_corrupt]
     _check_whole(source, stream, len(packets))
     return sorted(packet.pts for packet in packets), sorted(packet.pts for packet in packets if packet.is_keyframe)
 
 
-def _decode(
-    source: str | Path | BinaryIO, container: Any, stream: Any, wanted: set[int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
+def _decode(source: str | Path | BinaryIO, stream: Any, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode the frames at these times, in ticks, which lie behind one key frame, in order."""
-    container.seek(min(wanted), stream=stream, backward=True)
+    stream.container.seek(min(wanted), stream=stream, backward=True)
     missing = set(wanted)
-    for packet in container.demux(stream):
+    for packet in stream.container.demux(stream):
         # Of the other frames only those are decoded that others are made from.
         stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         for frame in packet.decode():
@@ -132,21 +129,20 @@ def read_frame_at(source: str | Path | BinaryIO, time_seconds: float) -> Frame:
     Raises:
         DatasetError: As `read_frames`.
     """
-    with opened(source, "mov") as container:
-        stream = container.streams.video[0]
+    with opened(source, "mov") as stream:
         # A frame's own time, or else half a millisecond more: what people write down is rounded.
         exactly, ticks = (round((time_seconds + more) / stream.time_base) for more in (0, 5e-4))
-        container.seek(ticks, stream=stream, backward=True)
+        stream.container.seek(ticks, stream=stream, backward=True)
         # In decoding order; what is shown by then has been decoded by then.
         shown: list[int] = []
-        for packet in container.demux(stream):
+        for packet in stream.container.demux(stream):
             if shown and (packet.dts or 0) > ticks:  # but the first frame is shown before its time, too
                 break
             if packet.pts is not None:
                 shown.append(packet.pts)
         by_then = max((pts for pts in shown if pts <= ticks), default=min(shown, default=0))
         target = exactly if exactly in shown else by_then
-        ((_, frame),) = _decode(source, container, stream, {target})
+        ((_, frame),) = _decode(source, stream, {target})
         return Frame(-1, float(frame.time or 0.0), _rgb(frame, VideoReformatter()))
 
 
@@ -163,12 +159,11 @@ def read_frames_at(source: str | Path | BinaryIO, times_seconds: Sequence[float]
     Raises:
         DatasetError: As `read_frames`, or no frame has one of these times.
     """
-    with opened(source, "mov") as container:
-        stream = container.streams.video[0]
+    with opened(source, "mov") as stream:
         stream.codec_context.thread_count = 1  # our encoder's pictures are one slice, which threads can't share
         reformatter = VideoReformatter()
         wanted = {round(time_seconds / stream.time_base) for time_seconds in times_seconds}
-        return [_rgb(frame, reformatter) for _, frame in _decode(source, container, stream, wanted)]
+        return [_rgb(frame, reformatter) for _, frame in _decode(source, stream, wanted)]
 
 
 def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
