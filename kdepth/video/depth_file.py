@@ -35,8 +35,7 @@ class DepthWriter:
 
     Args:
         path: The ``.mkv`` file to make. Written beside it as ``<name>.<random>.part`` and renamed.
-        width: Width in pixels.
-        height: Height in pixels.
+        width, height: In pixels.
     """
 
     def __init__(self, path: str | Path, width: int, height: int) -> None:
@@ -44,11 +43,8 @@ class DepthWriter:
         self._part = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex[:8]}.part")
         # bitexact: without the random number that a Matroska file is otherwise known by.
         self._container = av.open(os.path.abspath(self._part), "w", format="matroska", options={"fflags": "+bitexact"})
-        self._stream = self._container.add_stream(
-            "ffv1",
-            rate=1000,
-            options={"level": "3", "coder": "1", "context": "0", "g": "1", "slices": "4", "slicecrc": "1"},
-        )
+        options = {"level": "3", "coder": "1", "context": "0", "g": "1", "slices": "4", "slicecrc": "1"}
+        self._stream = self._container.add_stream("ffv1", rate=1000, options=options)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "gray16le"
         self._stream.time_base = self._stream.codec_context.time_base = _TIME_BASE
         self._stream.codec_context.thread_count = 1

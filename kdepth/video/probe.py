@@ -6,7 +6,6 @@ goes any further: names are those of tables here, or FFmpeg's own.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import av
 
 from kdepth.errors import (
     DamagedMediaError,
@@ -56,8 +57,7 @@ class MediaInfo:
         track: Index of the video track among all tracks.
         codec: Such as ``h264``.
         pixel_format: Such as ``yuv420p``; None if unknown.
-        width: Of the first picture, in pixels, before rotation.
-        height: Of the first picture, in pixels, before rotation.
+        width, height: Of the first picture, in pixels, before rotation.
         sample_aspect_ratio: Width of a pixel over its height.
         rotation_deg: How far the picture has to be turned, counter-clockwise, in [-180, 180].
         display_matrix: The nine numbers behind it (ISO/IEC 14496-12, 8.5.2); None if there are none.
@@ -112,13 +112,10 @@ def probe(source: str | Path, *, timeout_seconds: float = 60.0) -> MediaInfo:
     """
     source = Path(source)
     check_source(source)
-    av = importlib.util.find_spec("av")
-    assert av
-    assert av.origin
     confined = launcher(network=False, writable=(), memory_bytes=_MAX_MEMORY_BYTES, cpu_seconds=timeout_seconds)
     limits = confined[4:-1]  # without the program: the child itself does as they say
     script = Path(__file__).with_name("describe.py")
-    packages, formats, path = str(Path(av.origin).parents[1]), ",".join(DEMUXERS), str(source.absolute())
+    packages, formats, path = str(Path(av.__file__).parents[1]), ",".join(DEMUXERS), str(source.absolute())
     command = [sys.executable, "-I", "-S", str(script), packages, formats, path, *limits]
     result = run_child(command, source=source, timeout_seconds=timeout_seconds, cpu_seconds=timeout_seconds)
     try:
@@ -152,13 +149,7 @@ def _media_info(source: Path, answer: dict[str, Any], result: ChildResult) -> Me
         raise NoVideoStreamError(name, None, "the file has no video stream")
     # As a player chooses: the one marked as default, then the largest picture, then the most frames.
     video = max(
-        videos,
-        key=lambda video: (
-            video["packets"] > 0,
-            video["disposition"] & _DEFAULT,
-            video["width"] * video["height"],
-            video["packets"],
-        ),
+        videos, key=lambda v: (v["packets"] > 0, v["disposition"] & _DEFAULT, v["width"] * v["height"], v["packets"])
     )
     with source.open("rb") as file:
         head = file.read(12)

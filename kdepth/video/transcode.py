@@ -48,8 +48,7 @@ class VideoInfo:
     """A clip that `transcode_file` wrote.
 
     Attributes:
-        width: Pixels, even.
-        height: Pixels, even.
+        width, height: Pixels, even.
         average_fps: Frames per second, ``num_frames / duration_seconds``.
         num_frames: Frames that decoding it gives.
         duration_seconds: From the first frame to the end of the last.
@@ -187,10 +186,8 @@ class _Limits:
         if segment.length is None:
             return
         if segment.length <= 0:
-            reason = (
-                f"it is {media.duration_seconds:.2f} s long: nothing is left from start_seconds={segment.start:g} on"
-            )
-            raise DamagedMediaError(name, None, reason)
+            left = f"nothing is left from start_seconds={segment.start:g} on"
+            raise DamagedMediaError(name, None, f"it is {media.duration_seconds:.2f} s long: {left}")
         num_frames = media.num_packets // (2 if media.interlaced else 1)  # a packet may be a field
         self._check_length(name, segment.length)
         self._check_rate(name, num_frames, media.duration_seconds or 0.0)
@@ -256,13 +253,9 @@ def _arguments(
         *("-fps_mode", "vfr", "-enc_time_base", TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
     ]
     # FFmpeg 7.0 leaves the last picture without a duration, and players then leave it out: it gets the others' mean.
-    mean_seconds = (
-        media.duration_seconds / media.num_packets if media.duration_seconds and media.num_packets else 1 / 30
-    )
-    video += [
-        "-bsf:v",
-        f"setts=pts=PTS:dts=DTS:duration=DURATION+not(DURATION)*{max(1, round(mean_seconds * 120_000))}",
-    ]
+    mean_seconds = (media.duration_seconds or 0.0) / max(1, media.num_packets) or 1 / 30
+    mean = max(1, round(mean_seconds * 120_000))
+    video += ["-bsf:v", f"setts=pts=PTS:dts=DTS:duration=DURATION+not(DURATION)*{mean}"]
     if media.late_end_seconds > 0.02:
         # MP4 counts a track's duration in decoding times, which B-frames let run ahead of the pictures' own by two.
         video += ["-bf", "0"]
