@@ -261,7 +261,7 @@ def run_child(command: Sequence[str], *, source: Path, timeout_seconds: float, c
         TranscodeTimeoutError: It took longer, or as much CPU time as it had.
     """
     deadline = time.monotonic() + timeout_seconds
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -269,19 +269,17 @@ def run_child(command: Sequence[str], *, source: Path, timeout_seconds: float, c
         cwd="/",
         env=child_environment(),
         start_new_session=True,
-    )
-    assert process.stdout
-    assert process.stderr
-    try:
-        output, log, in_time = _collect(process.stdout, process.stderr, deadline)
-    finally:
-        # Also on KeyboardInterrupt. The group's leader is not reaped yet, so the number is still ours.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        process.stdout.close()
-        process.stderr.close()
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        try:
+            output, log, in_time = _collect(process.stdout, process.stderr, deadline)
+        finally:
+            # Also on KeyboardInterrupt. The group's leader is not reaped yet, so the number is still ours.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
     if not in_time or usage.ru_utime + usage.ru_stime >= cpu_seconds:
         spent = f"{cpu_seconds:.3g} s of CPU time" if in_time else f"{timeout_seconds:.3g} s"
         reason = f"stopped after {spent}; timeout_seconds allows more"
