@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kdepth.dataset.points import focal_length_of_fov, pinhole_intrinsics, save_points, unproject
+from kdepth.dataset.points import pinhole_intrinsics, save_points, unproject
 from kdepth.dataset.temporal import sampled, scale_steps, stabilising_scales, steady_focal_length, steady_grey
 from kdepth.errors import DatasetError, KdepthError
 from kdepth.html import card, rgb_and_depth
@@ -198,9 +198,7 @@ class Clip:
             DatasetError: The model found no focal length, and none is given; or the frame has no depth.
             ValueError: Both are given, or one is out of range.
         """
-        if fov_deg is not None:
-            focal_length_px = focal_length_of_fov(fov_deg, self.row["width"], focal_length_px)
-        elif focal_length_px is None:
+        if focal_length_px is None and fov_deg is None:
             self.require("depth")
             focal_length_px = self._frame_with_depth(index)["focal_length_px"]
             if focal_length_px is None:
@@ -209,7 +207,7 @@ class Clip:
                 )
             if stable and self._steady_focal_lengths:
                 focal_length_px = self._steady_focal_lengths[index]
-        return pinhole_intrinsics(focal_length_px, self.row["width"], self.row["height"])
+        return pinhole_intrinsics(focal_length_px, self.row["width"], self.row["height"], fov_deg)
 
     def points(
         self,

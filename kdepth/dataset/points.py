@@ -10,26 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def pinhole_intrinsics(focal_length_px: float, width: int, height: int) -> NDArray[np.float64]:
+def pinhole_intrinsics(
+    focal_length_px: float | None, width: int, height: int, fov_deg: float | None = None
+) -> NDArray[np.float64]:
     """Intrinsics with square pixels and the principal point in the middle of the picture: float64 ``(3, 3)``.
 
-    The middle of the first pixel is at (0.5, 0.5). ValueError if the focal length is not positive.
+    The middle of the first pixel is at (0.5, 0.5). A horizontal field of view stands for a focal length of
+    ``0.5 * width / tan(fov / 2)`` (Hartley & Zisserman, 6.1). ValueError if both are given, or one is out of range.
     """
-    if not 0 < focal_length_px < math.inf:
+    if fov_deg is not None:
+        if focal_length_px is not None:
+            raise ValueError(f"focal_length_px={focal_length_px}, fov_deg={fov_deg}: give one of them")
+        if not 0 < fov_deg < 180:
+            raise ValueError(f"fov_deg={fov_deg}: must be in (0, 180)")
+        focal_length_px = 0.5 * width / math.tan(math.radians(fov_deg) / 2)
+    if focal_length_px is None or not 0 < focal_length_px < math.inf:
         raise ValueError(f"focal_length_px={focal_length_px}: must be > 0")
     return np.array([[focal_length_px, 0, width / 2], [0, focal_length_px, height / 2], [0, 0, 1]], np.float64)
-
-
-def focal_length_of_fov(fov_deg: float, width: int, focal_length_px: float | None = None) -> float:
-    """Focal length in pixels of a horizontal field of view: ``0.5 * width / tan(fov / 2)`` (Hartley & Zisserman, 6.1).
-
-    ValueError if the field of view is not in (0, 180), or a focal length is given, too.
-    """
-    if focal_length_px is not None:
-        raise ValueError(f"focal_length_px={focal_length_px}, fov_deg={fov_deg}: give one of them")
-    if not 0 < fov_deg < 180:
-        raise ValueError(f"fov_deg={fov_deg}: must be in (0, 180)")
-    return 0.5 * width / math.tan(math.radians(fov_deg) / 2)
 
 
 def unproject(
