@@ -89,8 +89,7 @@ def _sha256(files: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.sha256()
     for file, _, _ in files:
         with open(file, "rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)  # updates it
     return f"sha256:{digest.hexdigest()[:12]}"
 
 
