@@ -20,11 +20,6 @@ class ShotDetector:
     AdaptiveDetector. It compares with one frame on each side: a flash of one frame changes the picture twice in a row,
     and is no cut then. Frames are compared at 128 pixels across: 0.15 ms of CPU time each, whatever their size.
 
-        detector = ShotDetector()
-        for frame in frames:
-            detector.add(frame)
-        shots = detector.finish()
-
     Attributes:
         shots: The first frames of the shots that are known so far: a cut is known one frame after it.
     """
