@@ -158,25 +158,22 @@ class ClipWriter:
     def commit(self) -> None:
         """Commit what was taken, in one transaction."""
         with self._lock:
-            self._commit()
+            if self._buffer:
+                self._dataset.checkout_latest()
+                self._keep_earlier()
+            if self._buffer:
+                now = datetime.now(UTC)
+                rows = rows_to_table([{**row, "committed_at": now} for row in self._buffer.values()])
+                better = f"source.status = '{OK}' or target.status = '{FAILED}'"
+                self._merge().when_matched_update_all(better).when_not_matched_insert_all().execute(rows)
+                self._buffer.clear()
+                if self._run and not self._is_remembered:
+                    self._remember({})
             spent, self._spent = self._spent, []
             for name in spent:
                 with contextlib.suppress(OSError):  # no row names it, so that `clean` removes what stays
                     self.root.delete(name)
             self._last_commit = time.monotonic()
-
-    def _commit(self) -> None:
-        if self._buffer:
-            self._dataset.checkout_latest()
-            self._keep_earlier()
-        if self._buffer:
-            now = datetime.now(UTC)
-            rows = rows_to_table([{**row, "committed_at": now} for row in self._buffer.values()])
-            better = f"source.status = '{OK}' or target.status = '{FAILED}'"
-            self._merge().when_matched_update_all(better).when_not_matched_insert_all().execute(rows)
-            self._buffer.clear()
-            if self._run and not self._is_remembered:
-                self._remember({})
 
     def _remember(self, more: Mapping[str, Any]) -> None:
         self._dataset.update_metadata({RUN_KEY + self._run_id: json.dumps({**self._run, **more})})
