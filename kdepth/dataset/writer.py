@@ -204,7 +204,7 @@ class ClipWriter:
             self._remember(run)
         version = int(self._dataset.latest_version)
         if _parquet_version(self.root) != version:  # also of a run that was killed, or of somebody's own commit
-            write_parquet(self.root)
+            _write_parquet(self.root)
         return version
 
     def _tidy(self, keep_versions: timedelta) -> None:
@@ -255,9 +255,8 @@ def _open_for_writing(uri: str) -> lance.LanceDataset:
     return dataset
 
 
-def write_parquet(root: str | Path | Root) -> None:
+def _write_parquet(root: Root) -> None:
     """Copy the dataset's rows to ``<root>/clips.parquet``, for tools without Lance."""
-    root = Root(root)
     with root.writing("clips.parquet") as path:
         part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
         dataset = lance.dataset(root.lance_uri)
