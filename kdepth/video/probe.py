@@ -50,54 +50,34 @@ _FAILURES: dict[str, type[TranscodeError]] = {
 
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
-    """What a file says of itself and of the video track that a player would show (cover pictures do not count).
+    """What a file says of itself and of the video track that a player would show (cover pictures do not count)."""
 
-    Attributes:
-        container: FFmpeg's name of the format, such as ``mov,mp4,m4a,3gp,3g2,mj2``.
-        track: Index of the video track among all tracks.
-        codec: Such as ``h264``.
-        pixel_format: Such as ``yuv420p``; None if unknown.
-        width, height: Of the first picture, in pixels, before rotation.
-        sample_aspect_ratio: Width of a pixel over its height.
-        rotation_deg: How far the picture has to be turned, counter-clockwise, in [-180, 180].
-        display_matrix: The nine numbers behind it (ISO/IEC 14496-12, 8.5.2); None if there are none.
-        duration_seconds: From the first picture to the end of the last; None if unknown (times are missing, or the
-            clock may jump, as in MPEG streams).
-        first_seconds: When the first picture is shown, from the file's stated start on: sound may come before it; after
-            a careless cut the picture does, and this is negative.
-        num_packets: Packets of the track that are to be shown: frames, or fields of interlaced video.
-        late_end_seconds: By how much the last three pictures take longer than the first three, >= 0.
-        cut_off: Whether the file ends in the middle.
-        color_space: Matrix, such as ``bt709``; None if not said.
-        color_primaries: Such as ``bt2020``; None if not said.
-        color_transfer: Such as ``smpte2084`` (PQ); None if not said.
-        interlaced: Whether frames are made of two fields.
-        hidden_alpha: Whether transparency lies beside the pictures, as in WebM, where not every decoder looks at it.
-        audio_track: Index, among all tracks, of the first audio track whose codec FFmpeg knows; None if there is none.
-        audio_codec: Of that track, such as ``aac``.
-    """
-
-    container: str
-    track: int
-    codec: str
-    pixel_format: str | None
+    container: str  # FFmpeg's name of the format, such as ``mov,mp4,m4a,3gp,3g2,mj2``
+    track: int  # index of the video track among all tracks
+    codec: str  # such as ``h264``
+    pixel_format: str | None  # such as ``yuv420p``; None if unknown
+    # Of the first picture, in pixels, before rotation.
     width: int
     height: int
-    sample_aspect_ratio: Fraction
-    rotation_deg: float
-    display_matrix: tuple[int, ...] | None
+    sample_aspect_ratio: Fraction  # width of a pixel over its height
+    rotation_deg: float  # how far the picture has to be turned, counter-clockwise, in [-180, 180]
+    display_matrix: tuple[int, ...] | None  # the nine numbers behind it (ISO/IEC 14496-12, 8.5.2); None: there are none
+    # From the first picture to the end of the last; None if unknown (times are missing, or the clock may jump, as in
+    # MPEG streams).
     duration_seconds: float | None
+    # When the first picture is shown, from the file's stated start on: sound may come before it; after a careless cut
+    # the picture does, and this is negative.
     first_seconds: float
-    num_packets: int
-    late_end_seconds: float
-    cut_off: bool
-    color_space: str | None
-    color_primaries: str | None
-    color_transfer: str | None
-    interlaced: bool
-    hidden_alpha: bool
-    audio_track: int | None
-    audio_codec: str | None
+    num_packets: int  # of the track, that are to be shown: frames, or fields of interlaced video
+    late_end_seconds: float  # by how much the last three pictures take longer than the first three, >= 0
+    cut_off: bool  # whether the file ends in the middle
+    color_space: str | None  # matrix, such as ``bt709``; None if not said
+    color_primaries: str | None  # such as ``bt2020``; None if not said
+    color_transfer: str | None  # such as ``smpte2084`` (PQ); None if not said
+    interlaced: bool  # whether frames are made of two fields
+    hidden_alpha: bool  # whether transparency lies beside the pictures, as in WebM, where not every decoder looks at it
+    audio_track: int | None  # index, among all tracks, of the first audio track whose codec FFmpeg knows; None: none
+    audio_codec: str | None  # of that track, such as ``aac``
 
 
 def probe(source: str | Path, *, timeout_seconds: float = 60.0) -> MediaInfo:
