@@ -19,7 +19,6 @@ from kdepth.storage import Root
 
 ROWS_AT_ONCE = 1024  # of all rows: larger batches make the driver larger, and nothing faster
 KINDS = ("video", "depth")  # of a clip's files that are read: the blob columns of a packed dataset
-_PATH_COLUMNS = ("raw_path", "video_path", "depth_path")
 
 
 def open_lance(uri: str) -> lance.LanceDataset | None:
@@ -121,7 +120,7 @@ def remove_unnamed_files(root: Root, before: datetime | None = None) -> Cleaned:
         versions += [v["version"] for v in dataset.versions() if v["timestamp"].astimezone(UTC) <= before][-1:]
     for version in versions if unnamed else ():
         then = lance.dataset(dataset.uri, version=version)
-        for batch in then.to_batches(columns=list(_PATH_COLUMNS), batch_size=ROWS_AT_ONCE):
+        for batch in then.to_batches(columns=["raw_path", "video_path", "depth_path"], batch_size=ROWS_AT_ONCE):
             for column in batch.columns:
                 for name in pc.drop_null(column).to_pylist():
                     unnamed.pop(name, None)
