@@ -17,10 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import imageio_ffmpeg
 
@@ -59,19 +58,12 @@ _TAIL_BYTES = 1 << 16  # of what a child prints
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "LIBVA_DRIVER_NAME")
 
 
-@dataclass(frozen=True, slots=True)
-class ChildResult:
-    """What a child process left behind.
+class ChildResult(NamedTuple):
+    """What a child process left behind."""
 
-    Attributes:
-        output: The last 64 KiB that it wrote to its standard output.
-        log: The last 64 KiB of its messages.
-        returncode: Exit status, negative for a signal.
-    """
-
-    output: bytes
-    log: str
-    returncode: int
+    output: bytes  # the last 64 KiB that it wrote to its standard output
+    log: str  # the last 64 KiB of its messages
+    returncode: int  # negative for a signal
 
 
 @cache
@@ -314,16 +306,12 @@ _MEANINGS: tuple[tuple[str, type[TranscodeError]], ...] = (
     (r"Format not on whitelist|[Dd]ecoder .*not found|no decoder found|Unsupported codec", UnsupportedMediaError),
     (r"not implemented|patches welcome|no path between colorspaces", UnsupportedMediaError),
     # Ours, not the file's: these stay plain TranscodeErrors.
-    (
-        r"No space left|Permission denied|No such file|Unknown encoder|Unrecognized option|No such filter",
-        TranscodeError,
-    ),
+    (r"No space left|Permission denied|No such file", TranscodeError),
+    (r"Unknown encoder|Unrecognized option|No such filter", TranscodeError),
 )
 
-_SIGNALS: dict[int, type[TranscodeError]] = {
-    signal.SIGKILL: TranscodeMemoryError,  # not by us: by the kernel, out of memory
-    signal.SIGXFSZ: MediaTooLargeError,
-}
+# SIGKILL not by us: by the kernel, out of memory.
+_SIGNALS: dict[int, type[TranscodeError]] = {signal.SIGKILL: TranscodeMemoryError, signal.SIGXFSZ: MediaTooLargeError}
 
 # Lines of a log that only say that an earlier one stopped the work.
 _CONSEQUENCES = re.compile(
