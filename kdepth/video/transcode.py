@@ -173,10 +173,6 @@ class _Limits:
     max_pixels: int
     max_fps: float
 
-    @property
-    def max_frames(self) -> int:
-        return int(self.max_duration_seconds * self.max_fps)
-
     def check(self, source: Path, media: MediaInfo, segment: _Segment) -> None:
         """Refuse before any work what the file says to be too large."""
         name = printable(source.name)
@@ -247,7 +243,8 @@ def _arguments(
     if segment.length is not None:
         most = min(most, segment.length + _MAX_SOUND_AFTER_SECONDS)
     cut += ["-t", f"{min(most, segment.end - segment.start):.6f}"]
-    trim = f"trim=end_frame={limits.max_frames + 1}," if not segment.start else ""
+    max_frames = int(limits.max_duration_seconds * limits.max_fps)
+    trim = f"trim=end_frame={max_frames + 1}," if not segment.start else ""
     video = [
         *("-map", f"0:{media.track}", "-vf", f"{trim}{filters},{last_filters}", "-c:v", encoder, *encoder_options),
         *("-fps_mode", "vfr", "-enc_time_base", TIME_BASE, "-g", str(_KEY_FRAME_INTERVAL)),
