@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kdepth.dataset.points import pinhole_intrinsics, save_points, unproject
+from kdepth.dataset.points import pinhole_intrinsics, unproject
 from kdepth.dataset.temporal import sampled, scale_steps, stabilising_scales, steady_focal_length, steady_grey
 from kdepth.errors import DatasetError, KdepthError
 from kdepth.html import card, rgb_and_depth
@@ -247,8 +247,17 @@ class Clip:
         Raises:
             ValueError: Another suffix. Otherwise as `points`.
         """
-        save_points(Path(path), *self.points(index, **options))
-        return Path(path)
+        import trimesh  # takes 0.3 s, and is needed nowhere else
+
+        path = Path(path)
+        if path.suffix not in (".ply", ".glb"):
+            raise ValueError(f"path={str(path)!r}: must end in .ply or .glb")
+        points, rgb = self.points(index, **options)
+        if path.suffix == ".glb":
+            points = points * np.array([1, -1, -1], np.float32)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trimesh.PointCloud(points, colors=rgb).export(path)
+        return path
 
     def save_depth(self, path: str | Path, index: int | None = None) -> Path:
         """Write depth for other programs.

@@ -1,9 +1,8 @@
-"""A depth frame as points in space (pinhole camera, OpenCV's axes: x right, y down, z forward), and as a file."""
+"""A depth frame as points in space (pinhole camera, OpenCV's axes: x right, y down, z forward)."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -56,15 +55,3 @@ def unproject(
     x = (u * stride + 0.5 - intrinsics[0, 2]) * z / intrinsics[0, 0]
     y = (v * stride + 0.5 - intrinsics[1, 2]) * z / intrinsics[1, 1]
     return np.stack([x, y, z], 1).astype(np.float32), kept
-
-
-def save_points(path: Path, points: NDArray[np.float32], rgb: NDArray[np.uint8]) -> None:
-    """Write coloured points with trimesh: ``.ply`` in OpenCV's axes, ``.glb`` in glTF's (y up, z backward)."""
-    import trimesh  # takes 0.3 s, and is needed nowhere else
-
-    if path.suffix not in (".ply", ".glb"):
-        raise ValueError(f"path={str(path)!r}: must end in .ply or .glb")
-    if path.suffix == ".glb":
-        points = points * np.array([1, -1, -1], np.float32)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    trimesh.PointCloud(points, colors=rgb).export(path)
