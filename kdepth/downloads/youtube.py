@@ -137,11 +137,8 @@ async def _run(
     arguments: list[str], environment: dict[str, str], folder: Path, max_bytes: int, timeout_seconds: float
 ) -> tuple[int | None, str]:
     """Exit status, None if it was stopped at its time limit, and messages."""
-    # No file grows over the limit; ulimit counts in blocks of 512 bytes. No core files.
-    limits = f'ulimit -c 0; ulimit -f {max_bytes // 512 + 1}; exec "$@"'
     process = await asyncio.create_subprocess_exec(
-        *launcher(),
-        *("sh", "-c", limits, "sh"),
+        *launcher(output_bytes=max_bytes),
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
