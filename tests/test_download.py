@@ -493,11 +493,11 @@ async def test_redirect_loops_are_refused(server: Server, tmp_path: Path) -> Non
     assert len(server.requests) == 6
 
 
-class LoopbackIsPublic(addresses.Connector):
+class LoopbackIsPublic(addresses.PublicConnector):
     """The rules for public addresses, with our server's address taken for one."""
 
     def __init__(self) -> None:
-        super().__init__(connections=4, connections_per_host=4, allow_private_hosts=False)
+        super().__init__(limit=4, limit_per_host=4)
         self._socket_factory = self._make
 
     @staticmethod

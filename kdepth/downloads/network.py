@@ -36,16 +36,11 @@ class NotPublicError(OSError):
     """A special address. An OSError, because only these come through aiohttp's connector as they are."""
 
 
-class Connector(aiohttp.TCPConnector):
-    """Refuse, unless told otherwise, addresses that are not public: whenever a socket is made for one."""
+class PublicConnector(aiohttp.TCPConnector):
+    """Refuse addresses that are not public: whenever a socket is made for one."""
 
-    def __init__(self, connections: int, connections_per_host: int, allow_private_hosts: bool) -> None:
-        super().__init__(
-            limit=connections,
-            limit_per_host=connections_per_host,
-            socket_factory=None if allow_private_hosts else _public_socket,
-        )
-        self.allow_private_hosts = allow_private_hosts
+    def __init__(self, *, limit: int, limit_per_host: int) -> None:
+        super().__init__(limit=limit, limit_per_host=limit_per_host, socket_factory=_public_socket)
 
 
 def client_session(
@@ -68,8 +63,9 @@ def client_session(
         so a name can't first resolve to one address and then to another. With ``http_proxy``/``https_proxy`` set it is
         the proxy who resolves names: then names that resolve to such an address here are refused.
     """
+    connector = aiohttp.TCPConnector if allow_private_hosts else PublicConnector
     return aiohttp.ClientSession(
-        connector=Connector(connections, connections_per_host, allow_private_hosts),
+        connector=connector(limit=connections, limit_per_host=connections_per_host),
         cookie_jar=aiohttp.DummyCookieJar(),  # each transfer has its own
         headers={"Accept-Encoding": "identity", "User-Agent": "kdepth"},
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=stall_seconds),
@@ -116,7 +112,7 @@ async def _proxy_for(url: URL, session: aiohttp.ClientSession) -> str | None:
     # No proxy can reach this machine's loopback.
     if not proxy or _is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
-    if isinstance(session.connector, Connector) and not session.connector.allow_private_hosts:
+    if isinstance(session.connector, PublicConnector):
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError:
