@@ -59,23 +59,22 @@ async def _fetch_all(
     from tqdm.auto import tqdm  # in a kernel it loads ipywidgets, which no worker needs
 
     turns = asyncio.Semaphore(at_once)
-    done: dict[str, Fetched | DownloadError] = {}
 
-    async def one(url: str) -> None:
+    async def one(url: str) -> Fetched | DownloadError:
         async with turns:
             try:
                 followed(url, None, public_url(url), None)  # of what is no URL no name can be made
-                done[url] = await Transfer(url, folder / _file_name(url), session=session, limits=limits).run()
+                return await Transfer(url, folder / _file_name(url), session=session, limits=limits).run()
             except DownloadError as error:
-                done[url] = error
-        bar.update()
+                return error
+            finally:
+                bar.update()
 
     async with client_session(connections=at_once, allow_private_hosts=allow_private_hosts) as session:
         with tqdm(total=len(set(urls)), unit="file", disable=not progress) as bar:
-            async with asyncio.TaskGroup() as tasks:
-                for url in dict.fromkeys(urls):
-                    tasks.create_task(one(url))
-    return [done[url] for url in urls]
+            async with asyncio.TaskGroup() as group:
+                tasks = {url: group.create_task(one(url)) for url in dict.fromkeys(urls)}
+    return [tasks[url].result() for url in urls]
 
 
 def _file_name(url: str) -> str:
