@@ -38,15 +38,13 @@ class GrowingFile:
         """Read from the beginning, in the block."""
         self._restarts, self._position = self._transfer.restarts, 0
         self._wait_beyond(0)
-        with self._open() as self._file:
-            yield
-
-    def _open(self) -> IO[bytes]:
         try:
-            return self._transfer.part.open("rb")
+            self._file = self._transfer.part.open("rb")
         except FileNotFoundError:  # it is whole, or became so just now, or failed, or began again
             self.wait_until_whole()
-            return self.path.open("rb")
+            self._file = self.path.open("rb")
+        with self._file:
+            yield
 
     def read(self, num_bytes: int) -> bytes:
         """At least one byte, except at the end."""
