@@ -202,20 +202,19 @@ class _Unpacking:
                 raise DownloadError(public_url(self.url), f"can't be unpacked here: {exc.strerror or exc}") from exc
 
     def _unpacked(self, entry: Entry) -> Member | ArchiveError:
-        problem = entry.problem
-        if problem is None and entry.num_bytes <= 0:
-            problem = "is empty"
-        if problem is None and entry.num_bytes > self.max_member_bytes:
-            problem = f"claims {entry.num_bytes} bytes, allowed are {self.max_member_bytes}"
-        if problem is None:
-            clip_id, key = clip_id_for(self.url, entry.name, annotated=self.annotated), source_key(self.url, entry.name)
-            path = self.root / made_name("raw", clip_id, key, PurePosixPath(entry.name).suffix.lower())
-            try:
-                sha256 = _write(entry, path, path.with_name(f"{path.name}.{key}.part"))
-                return Member(entry.name, clip_id, path, entry.num_bytes, sha256)
-            except MemberError as exc:
-                problem = str(exc)
-        return ArchiveError(public_url(self.url), f"{entry.name} {problem}", None, entry.name)
+        clip_id, key = clip_id_for(self.url, entry.name, annotated=self.annotated), source_key(self.url, entry.name)
+        path = self.root / made_name("raw", clip_id, key, PurePosixPath(entry.name).suffix.lower())
+        try:
+            if entry.problem is not None:
+                raise MemberError(entry.problem)
+            if entry.num_bytes <= 0:
+                raise MemberError("is empty")
+            if entry.num_bytes > self.max_member_bytes:
+                raise MemberError(f"claims {entry.num_bytes} bytes, allowed are {self.max_member_bytes}")
+            sha256 = _write(entry, path, path.with_name(f"{path.name}.{key}.part"))
+        except MemberError as exc:
+            return ArchiveError(public_url(self.url), f"{entry.name} {exc}", None, entry.name)
+        return Member(entry.name, clip_id, path, entry.num_bytes, sha256)
 
     def require_videos(self) -> None:
         """Raise what else is in an archive without a video."""
