@@ -103,13 +103,14 @@ class Root:
         return Root, (self.uri,)  # each process opens connections of its own
 
     @cached_property
-    def _store(self) -> tuple[Any, str]:
-        here = fs.LocalFileSystem(), str(self.work)
-        return here if self.is_local else fs.FileSystem.from_uri(self.uri)
+    def _files(self) -> Any:
+        """The files of the root, by the names that they have in it."""
+        store, base = (fs.LocalFileSystem(), str(self.work)) if self.is_local else fs.FileSystem.from_uri(self.uri)
+        return fs.SubTreeFileSystem(base, store)
 
-    def _path(self, name: str) -> str:
+    def _checked(self, name: str) -> str:
         self.path(name, own=True)
-        return f"{self._store[1]}/{name}"
+        return name
 
     def path(self, name: str, *, own: bool = False) -> Path:
         """Where a file is on this node's disk; it need not exist.
@@ -126,18 +127,16 @@ class Root:
                 raise DatasetError(f"{printable(str(part))} is a link; kdepth reads and deletes only files in the root")
         return path
 
-    def _infos(self, folder: str) -> Iterator[tuple[str, Any]]:
-        """Files of a folder: name relative to the root, and what the store says of it. Links are not files."""
-        store, base = self._store
-        if self.is_local and os.path.islink(f"{base}/{folder}"):
-            return
-        for info in store.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True)):
-            if info.is_file and not (self.is_local and os.path.islink(info.path)):
-                yield f"{folder}/{info.base_name}", info
+    def _infos(self, folder: str) -> list[Any]:
+        """What the store says of each file of a folder, its path relative to the root. Links are not files."""
+        if self.is_local and (self.work / folder).is_symlink():
+            return []
+        infos = self._files.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        return [info for info in infos if info.is_file and not (self.is_local and (self.work / info.path).is_symlink())]
 
     def sizes(self, folder: str) -> dict[str, int]:
         """List the files of a folder: name relative to the root -> bytes."""
-        return {name: info.size for name, info in self._infos(folder)}
+        return {info.path: info.size for info in self._infos(folder)}
 
     def find_made(self, folder: str, clip_id: str, key: str) -> str | None:
         """A whole file that a killed run left: of this clip, and of this source and settings. None if there is none."""
@@ -149,22 +148,18 @@ class Root:
 
     def made_before(self, moment: float) -> dict[str, int]:
         """List files that `made_name` named and that were written before a time (``time.time()``): name -> bytes."""
-        return {
-            name: info.size
-            for folder in _FOLDERS
-            for name, info in self._infos(folder)
-            if info.mtime_ns / 1e9 <= moment and _MADE.fullmatch(info.base_name)
-        }
+        made = [info for folder in _FOLDERS for info in self._infos(folder) if _MADE.fullmatch(info.base_name)]
+        return {info.path: info.size for info in made if info.mtime_ns / 1e9 <= moment}
 
     def is_empty(self) -> bool:
         """Whether there is nothing at the root: no file, and no folder with something in it."""
-        store, base = self._store
-        there = store.get_file_info(base)
-        return not there.is_file and not store.get_file_info(fs.FileSelector(base, allow_not_found=True))
+        # Below the root nothing is to be seen of a file in its place.
+        there = self._files.base_fs.get_file_info(self._files.base_path.rstrip("/"))
+        return not there.is_file and not self._files.get_file_info(fs.FileSelector("", allow_not_found=True))
 
     def size(self, name: str) -> int | None:
         """Size of a file in bytes; None if it is not there."""
-        info = self._store[0].get_file_info(self._path(name))
+        info = self._files.get_file_info(self._checked(name))
         return int(info.size) if info.is_file else None
 
     def open(self, name: str) -> str | BinaryIO:
@@ -176,7 +171,7 @@ class Root:
         if self.is_local:
             path.open("rb").close()  # the system's errors (not there, too many open files) are not the file's
             return str(path)
-        remote: BinaryIO = self._store[0].open_input_file(self._path(name))
+        remote: BinaryIO = self._files.open_input_file(name)
         return remote
 
     @contextlib.contextmanager
@@ -187,7 +182,7 @@ class Root:
             return
         with tempfile.TemporaryDirectory(prefix="kdepth-") as folder:
             path = Path(folder) / Path(name).name
-            fs.copy_files(self._path(name), str(path), self._store[0], fs.LocalFileSystem())
+            fs.copy_files(self._checked(name), str(path), self._files, fs.LocalFileSystem())
             yield path
 
     @contextlib.contextmanager
@@ -203,7 +198,7 @@ class Root:
         if not self.is_local:
             path = self.path(name, own=True)
             try:
-                fs.copy_files(str(path), self._path(name), fs.LocalFileSystem(), self._store[0])
+                fs.copy_files(str(path), name, fs.LocalFileSystem(), self._files)
             finally:
                 path.unlink(missing_ok=True)  # also where the store can't be reached: nothing would find the file here
 
@@ -212,7 +207,7 @@ class Root:
         self.path(name).unlink(missing_ok=True)
         if not self.is_local:
             with contextlib.suppress(FileNotFoundError):
-                self._store[0].delete_file(self._path(name))
+                self._files.delete_file(name)
 
     @contextlib.contextmanager
     def in_use(self, run_id: str, *, heartbeat_seconds: float = 30.0) -> Iterator[None]:
@@ -244,24 +239,24 @@ class Root:
             stop.set()
             renewing.join()
             with contextlib.suppress(OSError):
-                self._store[0].delete_file(self._path(f"runs/{run_id}"))
+                self._files.delete_file(self._checked(f"runs/{run_id}"))
 
     def _mark(self, run_id: str) -> None:
         if self.is_local:
             (self.work / "runs").mkdir(parents=True, exist_ok=True)
-        with self._store[0].open_output_stream(self._path(f"runs/{run_id}")) as file:
+        with self._files.open_output_stream(self._checked(f"runs/{run_id}")) as file:
             file.write(f"{socket.gethostname()} {os.getpid()}".encode())
 
     def others(self, run_id: str = "") -> list[str]:
         """Runs that are alive here, apart from one's own: marks younger than ten minutes, of no process that ended."""
-        marked = {name.partition("/")[2]: info.mtime_ns / 1e9 for name, info in self._infos("runs")}
+        marked = {info.base_name: info.mtime_ns / 1e9 for info in self._infos("runs")}
         # Compared with one's own mark where there is one: the store's clock may differ from this machine's.
         dead = marked.get(run_id, time.time()) - _DEAD_AFTER_SECONDS
         return sorted(name for name, at in marked.items() if name != run_id and at > dead and not self._has_ended(name))
 
     def _has_ended(self, run_id: str) -> bool:
         try:
-            with self._store[0].open_input_stream(self._path(f"runs/{run_id}")) as file:
+            with self._files.open_input_stream(self._checked(f"runs/{run_id}")) as file:
                 host, _, pid = file.read().decode().partition(" ")
             if host == socket.gethostname() and pid.isdecimal():
                 os.kill(int(pid), 0)
