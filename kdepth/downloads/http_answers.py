@@ -89,7 +89,7 @@ def check_status(response: aiohttp.ClientResponse, url: str) -> None:
     reason = printable((response.reason or "").encode("utf-8", "replace").decode(), 200)
     error = HttpStatusError(url, f"HTTP {status} {reason}".strip(), status)
     if status in (408, 425, 429) or status >= 500:
-        raise PassingError(error, retry_after_seconds(response.headers.get("Retry-After")))
+        raise PassingError(error, retry_after_seconds(response.headers.get("Retry-After", "")))
     raise error
 
 
@@ -118,9 +118,7 @@ def content_range(header: str) -> tuple[int | None, int | None]:
     return (int(match[1]) if match[1] else None), (int(match[2]) if match[2] != "*" else None)
 
 
-def retry_after_seconds(header: str | None) -> float:
-    if not header:
-        return 0.0
+def retry_after_seconds(header: str) -> float:
     if re.fullmatch("[0-9]{1,9}", header.strip()):
         return float(header)
     try:
