@@ -144,10 +144,8 @@ _SIGNED = (
     ),
     # Not what they make of the file, such as x-oss-process.
     ({"x-oss-signature"}, "x-oss-(signature.*|credential|date|expires|security-token|additional-headers)"),  # Alibaba
-    (
-        {"x-tos-signature"},
-        "x-tos-(signature|signedheaders|algorithm|credential|date|expires|security-token)",
-    ),  # Volcano
+    # Volcano
+    ({"x-tos-signature"}, "x-tos-(signature|signedheaders|algorithm|credential|date|expires|security-token)"),
     ({"q-signature", "q-ak"}, "q-(signature|sign-algorithm|ak|.*time|.*-list)|x-cos-security-token"),  # Tencent COS
     # Azure: with times of its own, or with those of a stored policy.
     *(({"sig", "sv", key}, "sig|sv|se|st|sp|sr|spr|si|sip|ss|srt|skoid|sktid|skt|ske|sks|skv") for key in ("se", "si")),
