@@ -23,15 +23,10 @@ from pathlib import PurePath
 
 
 def printable(text: str, most_chars: int = 2000) -> str:
-    """Make text from outside safe to print: escape what a terminal or a table would obey, and cut what is too long.
+    """Make text that we did not write (a file name, a server's reason phrase) safe to print.
 
-    Args:
-        text: A file name, a server's reason phrase, a column's name: anything that we did not write.
-        most_chars: Longer text is cut, and ends in ``...``.
-
-    Returns:
-        The text with control characters, line ends, lone surrogates and invisible characters as Python escapes
-        (``\\x1b``), and everything else as it was.
+    What a terminal or a table would obey (control characters, line ends, lone surrogates, invisible characters) becomes
+    Python escapes (``\\x1b``). What is too long is cut, and ends in ``...``.
     """
     shown = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:most_chars]

@@ -23,13 +23,7 @@ def _text(text: object) -> str:
 
 
 def card(title: object, facts: Mapping[str, object], *, html: Iterable[str] = ()) -> str:
-    """Make HTML of a title over a table of facts.
-
-    Args:
-        title: Any text.
-        facts: Name -> value, both any text; a value of None is left out.
-        html: What follows, as HTML that the caller made safe.
-    """
+    """Make HTML of a title, of ``html`` that the caller made safe, and of a table of facts but those that are None."""
     lines = "".join(
         f'<tr><th style="text-align:left;padding:0 1em 0 0">{_text(name)}</th>'
         f'<td style="text-align:left;padding:0;white-space:pre-wrap">{_text(value)}</td></tr>'
@@ -41,11 +35,9 @@ def card(title: object, facts: Mapping[str, object], *, html: Iterable[str] = ()
 
 
 def rgb_and_depth(rgb: NDArray[np.uint8], *inverse_depth: NDArray[np.float32]) -> str:
-    """Make an ``<img>`` of a frame beside its depth; near is bright, the limits are the 1st and 99th percentile.
+    """Make an ``<img>`` of a frame ``(H, W, 3)`` beside depths of it, ``(H, W)`` each.
 
-    Args:
-        rgb: ``(H, W, 3)``.
-        inverse_depth: ``(H, W)`` each.
+    Near is bright; the limits are the 1st and 99th percentile.
     """
     pictures: list[NDArray[Any]] = [cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)]
     for one in inverse_depth:

@@ -158,16 +158,7 @@ _SIGNED_VALUE = re.compile(r"(?i)(auth_key|sign)=[0-9]{10}-[^-]+-[^-]+-[0-9a-f]{
 
 
 def kinetics_clip_id(youtube_id: str, time_start_seconds: float, time_end_seconds: float) -> str:
-    """Name of a Kinetics clip as the CVDF archives spell it.
-
-    Args:
-        youtube_id: 11 characters; or the id that annotations of other videos give.
-        time_start_seconds: Start within the video, in whole seconds (fractions are cut off).
-        time_end_seconds: End within the video.
-
-    Returns:
-        ``{youtube_id}_{start:06d}_{end:06d}``.
-    """
+    """Name of a Kinetics clip as the CVDF archives spell it, in whole seconds (fractions are cut off)."""
     return f"{youtube_id}_{int(time_start_seconds):06d}_{int(time_end_seconds):06d}"
 
 
@@ -205,13 +196,8 @@ def file_key(url: str) -> str:
 def clip_id_for(url: str, member: str | None = None, *, annotated: Container[str] = frozenset()) -> str:
     """Name of the clip behind a URL or an archive member; the names of its files begin with it.
 
-    The stem of the file's name is the clip's name where it is in Kinetics' form (`parse_kinetics_name`) or that of an
-    annotated clip. Any other stem becomes a `hashed_clip_id`.
-
-    Args:
-        url: The URL of the video or the archive.
-        member: Name of the member, for an archive.
-        annotated: The ``clip_id`` of each annotated clip.
+    The stem of the file's name is the clip's name where it is in Kinetics' form (`parse_kinetics_name`) or the
+    ``clip_id`` of an annotated clip. Any other stem becomes a `hashed_clip_id`.
     """
     name = member if member is not None else unquote(urlsplit(url).path)
     stem = PurePosixPath(name).stem
@@ -223,13 +209,9 @@ def clip_id_for(url: str, member: str | None = None, *, annotated: Container[str
 def hashed_clip_id(stem: str, url: str, member: str | None = None, segment: tuple[float, float] | None = None) -> str:
     """A clip's name that tells it from all others: ``{stem}_{10 hex digits}``.
 
-    The digits are of SHA-256 of the URL (`file_key`), the member and the segment, so that no two sources meet in one
-    name. The stem is cut to 60 harmless characters: nothing of an untrusted name reaches the file system.
-
-    Args:
-        stem: What makes the name readable.
-        url, member: As for `clip_id_for`.
-        segment: ``(start, end)`` in seconds, for a part of the file.
+    The digits are of SHA-256 of the URL (`file_key`), the archive's member and, for a part of the file, the segment in
+    seconds, so that no two sources meet in one name. The stem, which makes it readable, is cut to 60 harmless
+    characters: nothing of an untrusted name reaches the file system.
     """
     harmless = re.sub(r"[^A-Za-z0-9-]+", "_", stem).strip("_-")[:60] or "clip"
     identity = [file_key(url), member or "", *([f"{segment[0]} {segment[1]}"] if segment else [])]
