@@ -162,7 +162,7 @@ class Transfer:
             self.take()
         except TimeoutError as exc:
             reason = f"not whole after {self._limits.timeout_seconds} s ({self.num_bytes} bytes)"
-            raise DownloadTimeoutError(self.public_url, reason, self._http_status) from exc
+            raise self._error(DownloadTimeoutError, reason) from exc
         except OSError as exc:
             raise DownloadError(self.public_url, f"can't write {self.part.name}: {exc.strerror}") from exc
         finally:
@@ -266,7 +266,7 @@ class Transfer:
                 return response
             response.release()
             url = answers.followed(location, url, self.public_url, response.status)
-        raise RefusedAddressError(self.public_url, f"more than {MAX_REDIRECTS} redirects", self._http_status)
+        raise self._error(RefusedAddressError, f"more than {MAX_REDIRECTS} redirects")
 
     def _begin(self, response: aiohttp.ClientResponse) -> bool:
         """Whether there is anything left to receive, by status and headers."""
@@ -290,19 +290,19 @@ class Transfer:
             self._validator = now
         self.total_bytes = total
         if (total or 0) > self._limits.max_bytes:
-            raise self._too_large(f"{total} bytes")
+            raise self._error(DownloadTooLargeError, f"{total} bytes: max_bytes is {self._limits.max_bytes}")
         return True
 
     async def _receive(self, response: aiohttp.ClientResponse) -> None:
         window = self._session.timeout.sock_read or 60.0
-        least = self._limits.min_bytes_per_second * window
+        most, least = self._limits.max_bytes, self._limits.min_bytes_per_second * window
         since, then = time.monotonic(), self.num_bytes
         # Written in the loop: into the page cache, which takes less than a hop to a thread.
         with open(self.part, "a+b") as file:
             async for chunk in response.content.iter_any():
                 before, now = self.num_bytes, self.num_bytes + len(chunk)
-                if now > self._limits.max_bytes:
-                    raise self._too_large("more than allowed")
+                if now > most:
+                    raise self._error(DownloadTooLargeError, f"more than allowed: max_bytes is {most}")
                 file.write(chunk)
                 file.flush()
                 if before < HEAD_BYTES <= now:
@@ -312,14 +312,13 @@ class Transfer:
                 if time.monotonic() - since > window:
                     if now - then < least:
                         reason = f"fewer than {least:g} bytes in {window:g} s"
-                        raise PassingError(DownloadTimeoutError(self.public_url, reason, response.status))
+                        raise PassingError(self._error(DownloadTimeoutError, reason))
                     since, then = time.monotonic(), now
                 if before < _WORTH_RESUMING_BYTES <= now and self._is_strong():
                     self._notes.write_text(json.dumps(self.identity()))
                 self._tell()
             if self.total_bytes is not None and self.num_bytes < self.total_bytes:
-                reason = f"the connection was closed {self._so_far()}"
-                raise PassingError(IncompleteDownloadError(self.public_url, reason, response.status))
+                raise PassingError(self._error(IncompleteDownloadError, f"the connection was closed {self._so_far()}"))
             if self.num_bytes < HEAD_BYTES:
                 self._check_head(file)
 
@@ -327,11 +326,10 @@ class Transfer:
         file.seek(0)
         wrong = (not_an_archive if self._is_archive else not_a_video)(file.read(HEAD_BYTES))
         if wrong is not None:
-            raise (ArchiveError if self._is_archive else NotAVideoError)(self.public_url, wrong, self._http_status)
+            raise self._error(ArchiveError if self._is_archive else NotAVideoError, wrong)
 
-    def _too_large(self, what: str) -> DownloadTooLargeError:
-        reason = f"{what}: max_bytes is {self._limits.max_bytes}"
-        return DownloadTooLargeError(self.public_url, reason, self._http_status)
+    def _error(self, kind: type[DownloadError], reason: str) -> DownloadError:
+        return kind(self.public_url, reason, self._http_status)
 
     def _is_strong(self) -> bool:
         """Whether the server says what tells the file's bytes from others."""
@@ -342,7 +340,7 @@ class Transfer:
 
     def _anew(self, why: str) -> Exception:
         self._restart()
-        return PassingError(IncompleteDownloadError(self.public_url, why, self._http_status))
+        return PassingError(self._error(IncompleteDownloadError, why))
 
     def _restart(self) -> None:
         self.forget()
