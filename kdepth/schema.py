@@ -34,11 +34,8 @@ FRAME_STRUCT = pa.struct(
         ("index", pa.int32()),  # of the frame in the 360p file, from 0
         ("time_seconds", pa.float64()),  # presentation time in the 360p file
         ("focal_length_px", pa.float32()),  # at the 360p file's size; null for relative models
-        ("min", pa.float32()),  # of the inverse depth: 1/m for metric models
-        ("p05", pa.float32()),
-        ("median", pa.float32()),
-        ("p95", pa.float32()),
-        ("max", pa.float32()),
+        # Of the inverse depth: 1/m for metric models.
+        *((name, pa.float32()) for name in ("min", "p05", "median", "p95", "max")),
         ("crc32", pa.uint32()),  # of the frame's packet in the depth file
     ]
 )
