@@ -64,7 +64,9 @@ async def _fetch_all(
         async with turns:
             try:
                 followed(url, None, public_url(url), None)  # of what is no URL no name can be made
-                return await Transfer(url, folder / _file_name(url), session=session, limits=limits).run()
+                suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
+                path = folder / f"{clip_id_for(url)}{suffix if suffix in VIDEO_SUFFIXES else '.video'}"
+                return await Transfer(url, path, session=session, limits=limits).run()
             except DownloadError as error:
                 return error
             finally:
@@ -75,8 +77,3 @@ async def _fetch_all(
             async with asyncio.TaskGroup() as group:
                 tasks = {url: group.create_task(one(url)) for url in dict.fromkeys(urls)}
     return [tasks[url].result() for url in urls]
-
-
-def _file_name(url: str) -> str:
-    suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
-    return clip_id_for(url) + (suffix if suffix in VIDEO_SUFFIXES else ".video")
