@@ -123,11 +123,7 @@ async def _proxy_for(url: URL, session: aiohttp.ClientSession) -> str | None:
 
 
 def sendable_url(text: str, base: URL | None = None) -> URL:
-    """A URL, or a ``Location`` header's value relative to `base`, as it is sent (`spelled_url`).
-
-    Raises:
-        ValueError: It is not a URL.
-    """
+    """A URL, or a ``Location`` value relative to `base`, as it is sent (`spelled_url`); ValueError if it is none."""
     text = (text if base is None else urljoin(str(base), text)).strip()
     url = URL(text)
     return URL(spelled_url(text, url), encoded=True) if url.host else url
