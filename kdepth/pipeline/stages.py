@@ -244,6 +244,7 @@ def estimate_depth(
     # Never smaller: an actor that waits for downloads keeps its model, which takes up to a minute to load and compile.
     pool = {"min_size": size, "max_size": None} if grows else {"size": size}
     limits = {"max_aspect_ratio": max_aspect_ratio, "max_clip_pixels": max_clip_pixels}
+    # Ray hands an actor its next clip early, which saves 0.2 s a clip. Of a few clips the first actor would have all.
     return clips.map_batches(
         _DepthStage,
         fn_constructor_args=(Root(root), model, frames, device, depth_kind, identity, threads, at_once, limits),
@@ -253,7 +254,7 @@ def estimate_depth(
         num_gpus=share,
         compute=ray.data.ActorPoolStrategy(
             **pool,
-            max_tasks_in_flight_per_actor=1 if at_once == 1 else None,
+            max_tasks_in_flight_per_actor=1 if at_once == 1 and most <= 2 * size else None,
             max_concurrent_calls_per_actor=at_once,
             enable_true_multi_threading=at_once > 1,
         ),
