@@ -247,7 +247,7 @@ class Clip:
         Raises:
             ValueError: Another suffix. Otherwise as `points`.
         """
-        import trimesh  # takes 0.3 s, and is needed nowhere else
+        import trimesh  # takes 0.3 s, which other uses of a clip must not wait for
 
         path = Path(path)
         if path.suffix not in (".ply", ".glb"):

@@ -89,7 +89,7 @@ def _sha256(files: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.sha256()
     for file, _, _ in files:
         with open(file, "rb") as stream:
-            hashlib.file_digest(stream, lambda: digest)  # updates it
+            hashlib.file_digest(stream, lambda: digest)  # adds this file to the same hash
     return f"sha256:{digest.hexdigest()[:12]}"
 
 
