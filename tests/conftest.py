@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from moto.server import ThreadedMotoServer
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -53,9 +50,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """Ray on this machine."""
-    kdepth.start_ray()
+def s3_server() -> Iterator[dict[str, str]]:
+    """An S3 server on this machine: the environment that says where it is."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    yield {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def s3(request: pytest.FixtureRequest, s3_server: dict[str, str]) -> Iterator[str]:
+    """URI of a new bucket; the environment says where its server is, as it would of any other."""
+    bucket = request.module.__name__.replace("_", "-")
+    url = f"{s3_server['AWS_ENDPOINT_URL']}/{bucket}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.items():
+            patch.setenv(name, value)
+        urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=60).close()
+        yield f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: dict[str, str]) -> Iterator[None]:
+    """Ray on this machine, whose workers know the S3 server."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.items():
+            patch.setenv(name, value)
+        kdepth.start_ray()
     yield
     ray.shutdown()
 
@@ -80,39 +108,6 @@ def sample_run(ray_cluster: None, sample_server: samples.SampleServer, tmp_path_
     root = tmp_path_factory.mktemp("samples")
     sources = kdepth.read_sources(sample_server.url_list, annotations=sample_server.annotations)
     return Run(root, sources, run_pipeline(sources, root, frames="2"))
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URI of a bucket; the environment says where its server is, as it would of any other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    environment = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }
-    log = (tmp_path_factory.mktemp("s3") / "log.txt").open("wb")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"), timeout=5).close()
-                break
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(0.1)
-        yield "s3://bucket"
-        server.terminate()
-        server.wait()
-        log.close()
 
 
 @pytest.fixture(scope="module", params=BUILDS)

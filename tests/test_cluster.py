@@ -11,14 +11,6 @@ import pytest
 
 from kdepth.pipeline.cluster import _container_cpus, available_cpus
 
-LISTENING = """
-import os, psutil, kdepth, ray
-kdepth.start_ray(num_cpus=1)
-ray.get(ray.remote(lambda: 1).remote())
-mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
-found = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in mine}
-print("listening:", {ip.removeprefix("::ffff:") for ip in found})
-"""
 UV_RUN = """
 import ray
 ray.init(address="local", num_cpus=1, include_dashboard=False, runtime_env={"py_executable": "uv run --no-sync"})
@@ -28,9 +20,13 @@ try:
 except RuntimeError as exc:
     print("error:", exc)
 """
-STARTED_ANEW = """
-import sys, kdepth, ray
+STARTED = """
+import os, psutil, sys, kdepth, ray
 kdepth.start_ray(num_cpus=1)
+ray.get(ray.remote(lambda: 1).remote())
+mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+found = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in mine}
+print("listening:", {ip.removeprefix("::ffff:") for ip in found})
 clips = kdepth.download(kdepth.read_sources(["http://127.0.0.1:9/a.mp4"]), sys.argv[1])
 for again in (False, True):
     ray.shutdown()
@@ -67,18 +63,15 @@ def test_only_the_cpus_that_a_process_may_use_are_counted(tmp_path: Path) -> Non
         assert _container_cpus(tmp_path) == cpus
 
 
-def test_ray_on_this_machine_alone_listens_to_it_alone() -> None:
-    assert "listening: {'127.0.0.1'}" in run(LISTENING)
-
-
 def test_a_ray_whose_workers_never_come_up_is_an_error() -> None:
     out = run(UV_RUN, RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
     assert "starts its workers by `uv run --no-sync`" in out
     assert "call kdepth.start_ray() instead of ray.init(), or set RAY_ENABLE_UV_RUN_RUNTIME_ENV=0" in out
 
 
-def test_clips_that_another_ray_was_to_make_are_an_error(tmp_path: Path) -> None:
-    out = run(STARTED_ANEW, str(tmp_path))
+def test_ray_listens_to_this_machine_alone_and_makes_no_clips_of_another_ray(tmp_path: Path) -> None:
+    out = run(STARTED, str(tmp_path))
+    assert "listening: {'127.0.0.1'}" in out
     assert out.count("error: Ray was stopped or started anew since these clips were planned: run again from `") == 2
 
 

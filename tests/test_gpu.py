@@ -101,11 +101,11 @@ def test_depth_pro_is_compiled_for_one_number_of_frames(tmp_path: Path) -> None:
 PIPELINE = """
 import sys, ray, kdepth
 from pipeline_run import run_pipeline
-ray.init(num_cpus=4, num_gpus={num_gpus}, include_dashboard=False, log_to_driver=False)
+ray.init(num_cpus=3, num_gpus={num_gpus}, include_dashboard=False, log_to_driver=False)
 kdepth.start_ray()
 assert ray.cluster_resources()["GPU"] == 1
 root, url_list = sys.argv[1:]
-report = run_pipeline(kdepth.read_sources(url_list), root, frames={frames!r}, concurrency=3)
+report = run_pipeline(kdepth.read_sources(url_list), root, frames={frames!r}, concurrency=2)
 print(report.num_ok, report.num_failed)
 """
 
@@ -114,8 +114,8 @@ print(report.num_ok, report.num_failed)
 def test_pipeline_with_actors_that_share_a_gpu(
     num_gpus: int | None, sample_server: samples.SampleServer, tmp_path: Path
 ) -> None:
-    """Three actors with a third of a GPU each; `test_actors_fit_on_the_gpus` is about their share."""
-    urls = [url for url in Path(sample_server.url_list).read_text().split() if url.endswith(".mp4")][:3]
+    """Two actors with half a GPU each; `test_actors_fit_on_the_gpus` is about their share."""
+    urls = [url for url in Path(sample_server.url_list).read_text().split() if url.endswith(".mp4")][:2]
     url_list = tmp_path / "urls.txt"
     url_list.write_text("\n".join(urls))
     frames = "1" if num_gpus else "all"

@@ -230,7 +230,7 @@ def test_damaged_files_are_found_made_again_and_named(
 def test_a_run_alone_joins_no_cluster_that_is_there() -> None:
     code = """
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5})
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
 import kdepth, ray
 kdepth.start_ray(num_cpus=1)
 print("CPUs:", ray.cluster_resources()["CPU"])

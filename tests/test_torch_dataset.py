@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tiny_dataset import HEIGHT, RATE, WIDTH, tiny_clip
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 import kdepth
 from kdepth.dataset.writer import ClipWriter
@@ -93,16 +93,16 @@ def test_what_can_not_be_sampled_is_said(root: Path) -> None:
         [samples[k] for k in range(len(samples))]
 
 
-@pytest.mark.parametrize("place", ["root", "packed"])
-def test_workers_with_another_working_directory(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
+def test_workers_with_another_working_directory(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Spawning looks there; a process of pytest-xdist has none.
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
     monkeypatch.chdir(tmp_path)
     kdepth.pack("root", "packed")
-    samples = kdepth.torch_dataset(place, num_frames=2, step=3, size=(18, 32), seed=1)
-    again = kdepth.torch_dataset(place, num_frames=2, step=3, size=(18, 32), seed=1)
+    places = ("root", "packed")
+    samples, again = (
+        ConcatDataset([kdepth.torch_dataset(place, num_frames=2, step=3, size=(18, 32), seed=1) for place in places])
+        for _ in range(2)
+    )
     monkeypatch.chdir("/")
     loader = DataLoader(samples, batch_size=2, num_workers=1, multiprocessing_context="spawn", persistent_workers=True)
     for _ in range(2):  # the workers go on for a second epoch
