@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from moto.server import ThreadedMotoServer
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -52,6 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[dict[str, str]]:
     """An S3 server on this machine: the environment that says where it is."""
+    from moto.server import ThreadedMotoServer  # takes 0.7 s, which most processes need not spend
+
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
