@@ -20,11 +20,17 @@ try:
 except RuntimeError as exc:
     print("error:", exc)
 """
-STARTED = """
-import os, psutil, sys, kdepth, ray
+ALONE = """
+import os, psutil, sys, ray
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+family = lambda: {child.pid for child in psutil.Process().children(recursive=True)}
+others = family()
+import kdepth
 kdepth.start_ray(num_cpus=1)
+print("CPUs:", ray.cluster_resources()["CPU"])
 ray.get(ray.remote(lambda: 1).remote())
-mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+mine = {os.getpid(), *family()} - others
 found = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in mine}
 print("listening:", {ip.removeprefix("::ffff:") for ip in found})
 clips = kdepth.download(kdepth.read_sources(["http://127.0.0.1:9/a.mp4"]), sys.argv[1])
@@ -36,6 +42,7 @@ for again in (False, True):
         kdepth.write_lance(clips, sys.argv[1])
     except kdepth.DatasetError as exc:
         print("error:", exc)
+cluster.shutdown()
 """
 
 
@@ -69,8 +76,9 @@ def test_a_ray_whose_workers_never_come_up_is_an_error() -> None:
     assert "call kdepth.start_ray() instead of ray.init(), or set RAY_ENABLE_UV_RUN_RUNTIME_ENV=0" in out
 
 
-def test_ray_listens_to_this_machine_alone_and_makes_no_clips_of_another_ray(tmp_path: Path) -> None:
-    out = run(STARTED, str(tmp_path))
+def test_ray_alone_joins_no_cluster_listens_to_itself_and_makes_no_clips_of_another(tmp_path: Path) -> None:
+    out = run(ALONE, str(tmp_path), RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
+    assert "CPUs: 1.0" in out
     assert "listening: {'127.0.0.1'}" in out
     assert out.count("error: Ray was stopped or started anew since these clips were planned: run again from `") == 2
 

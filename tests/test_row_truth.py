@@ -161,7 +161,7 @@ def test_segments_of_a_film_are_clips_and_it_is_fetched_once(ray_cluster: None, 
     grey = "color=black:size=64x48:rate=10:duration=20,geq=lum='20+10*floor(T)':cb=128:cr=128"
     put(tmp_path, "film.mp4", film(tmp_path / "film.mp4", grey))
     root = tmp_path / "root"
-    run_pipeline(kdepth.read_sources([server.url("film.mp4")]), root, frames="first")  # all of it is a clip, too
+    run_here(kdepth.read_sources([server.url("film.mp4")]), root, frames="first")  # all of it is a clip, too
     (whole,) = kdepth.open_dataset(root).table().to_pylist()
     server.requests.clear()
     table = tmp_path / "segments.csv"

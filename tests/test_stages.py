@@ -154,7 +154,7 @@ def test_bad_sources_are_failed_rows_and_stop_nobody(
     )
     assert kdepth.pending(moved, root, frames="middle")["url"].to_pylist() == [f"{base}/moved.mp4"]
     sample_server.serve("page.mp4", samples.rendered_clips()[good])
-    run_pipeline(sources, root, frames="middle", retry_failed=True)
+    run_here(sources, root, frames="middle", retry_failed=True)
     assert statuses(root) == {"ok": 2, "failed": 2}
 
 
@@ -203,7 +203,7 @@ def test_a_later_run_redoes_what_it_must_and_no_more(
     todo = kdepth.pending(sources, tmp_path, frames="first", height=180).to_pylist()
     assert [row["why"] for row in todo] == ["height 360 -> 180"] * 2
     assert [(row["raw_path"] is None, row["video_path"]) for row in todo] == [(False, None)] * 2
-    run_pipeline(sources, tmp_path, frames="first", height=180)
+    run_here(sources, tmp_path, frames="first", height=180)
     assert kdepth.open_dataset(tmp_path).table(columns=["height"])["height"].to_pylist() == [180, 180]
     assert kdepth.open_dataset(tmp_path)[first].inverse_depth(0).shape == (180, 320)
     assert kdepth.pending(sources, tmp_path, frames="first", height=180).num_rows == 0
@@ -591,7 +591,7 @@ def test_a_clip_too_narrow_for_the_model_is_a_failed_row(
     sample_server.serve("narrow.mp4", narrow)
     base = sample_server.url_list.read_text().splitlines()[0].rpartition("/")[0]
     sources = kdepth.read_sources([f"{base}/narrow.mp4"])
-    report = run_pipeline(sources, tmp_path / "root")
+    report = run_here(sources, tmp_path / "root")
     assert report.failures == {("depth", "DepthError"): 1}
     (row,) = kdepth.open_dataset(tmp_path / "root").failures().to_pylist()
     assert "the clip is 4096x16, a ratio of 256.0; max_aspect_ratio=10" in row["error_message"]

@@ -225,18 +225,3 @@ def test_damaged_files_are_found_made_again_and_named(
     report = run_here(sources, root)
     assert list(report.damage) == [cut.clip_id]
     assert kdepth.open_dataset(root).verify().num_rows == 0
-
-
-def test_a_run_alone_joins_no_cluster_that_is_there() -> None:
-    code = """
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-import kdepth, ray
-kdepth.start_ray(num_cpus=1)
-print("CPUs:", ray.cluster_resources()["CPU"])
-ray.shutdown()
-cluster.shutdown()
-"""
-    environment = os.environ | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
-    assert "CPUs: 1.0" in done.stdout, done.stderr[-2000:]
