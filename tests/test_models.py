@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 import tiny_checkpoints
 import torch
+import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import FAMILIES, apple_keys
-from transformers import AutoConfig, AutoModelForDepthEstimation, DepthProConfig
 
 import kdepth
 from kdepth.errors import DepthError
@@ -85,7 +85,7 @@ def reference(
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(folder)
-    network = AutoModelForDepthEstimation.from_pretrained(folder, attn_implementation="eager").eval()
+    network = transformers.AutoModelForDepthEstimation.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
         outputs = network(**processor(images=list(frames), return_tensors="pt"))
     sizes = [tuple(frames.shape[1:3])] * len(frames)
@@ -366,7 +366,9 @@ def test_apples_names() -> None:
 
 def test_the_network_of_apples_file_has_its_size() -> None:
     with torch.device("meta"):
-        network = AutoModelForDepthEstimation.from_config(DepthProConfig.from_dict(dict(APPLE_CONFIG)))
+        network = transformers.AutoModelForDepthEstimation.from_config(
+            transformers.DepthProConfig.from_dict(dict(APPLE_CONFIG))
+        )
     assert len(network.state_dict()) == 1407
     assert sum(parameter.numel() for parameter in network.parameters()) == 951_991_330
 
@@ -452,7 +454,7 @@ def test_silhouettes_stay_within_the_range_of_the_network(
     class Step(torch.nn.Module):
         """Something 4 m away before a background of 70 m, in one frame; the other is all at 9 m."""
 
-        config = AutoConfig.from_pretrained(checkpoints / name)
+        config = transformers.AutoConfig.from_pretrained(checkpoints / name)
 
         def forward(self, pixel_values: torch.Tensor) -> Any:
             metres = torch.full((2, *pixel_values.shape[2:]), 70.0)

@@ -9,27 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers  # its classes are loaded when they are asked for: together they take 2 s
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForDepthEstimation,
-    BeitConfig,
-    DepthAnythingConfig,
-    DepthProConfig,
-    Dinov2Config,
-    DPTConfig,
-    GLPNConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Tipsv2DptConfig,
-    Tipsv2VisionConfig,
-    ZoeDepthConfig,
-)
 
 from kdepth.models.base import DepthKind
 
 
-def depth_pro_config(*, patch_size: int = 64, layers: int = 2, **options: Any) -> DepthProConfig:
-    vit = Dinov2Config(
+def depth_pro_config(*, patch_size: int = 64, layers: int = 2, **options: Any) -> transformers.DepthProConfig:
+    vit = transformers.Dinov2Config(
         hidden_size=32,
         num_hidden_layers=layers,
         num_attention_heads=2,
@@ -38,7 +25,7 @@ def depth_pro_config(*, patch_size: int = 64, layers: int = 2, **options: Any) -
         patch_size=16,
         use_mask_token=False,
     ).to_dict()
-    return DepthProConfig(
+    return transformers.DepthProConfig(
         patch_size=patch_size,
         fusion_hidden_size=16,
         intermediate_hook_ids=[1, 0],
@@ -51,8 +38,8 @@ def depth_pro_config(*, patch_size: int = 64, layers: int = 2, **options: Any) -
     )
 
 
-def depth_anything_config(**options: Any) -> DepthAnythingConfig:
-    backbone = Dinov2Config(
+def depth_anything_config(**options: Any) -> transformers.DepthAnythingConfig:
+    backbone = transformers.Dinov2Config(
         hidden_size=32,
         num_hidden_layers=4,
         num_attention_heads=2,
@@ -62,7 +49,7 @@ def depth_anything_config(**options: Any) -> DepthAnythingConfig:
         out_indices=[1, 2, 3, 4],
         reshape_hidden_states=False,
     )
-    return DepthAnythingConfig(
+    return transformers.DepthAnythingConfig(
         backbone_config=backbone,
         reassemble_hidden_size=32,
         neck_hidden_sizes=[8, 8, 16, 16],
@@ -72,12 +59,12 @@ def depth_anything_config(**options: Any) -> DepthAnythingConfig:
     )
 
 
-def depth_anything_metric_config() -> DepthAnythingConfig:
+def depth_anything_metric_config() -> transformers.DepthAnythingConfig:
     return depth_anything_config(depth_estimation_type="metric", max_depth=20)
 
 
-def dpt_config() -> DPTConfig:
-    return DPTConfig(
+def dpt_config() -> transformers.DPTConfig:
+    return transformers.DPTConfig(
         hidden_size=32,
         num_hidden_layers=4,
         num_attention_heads=2,
@@ -91,8 +78,8 @@ def dpt_config() -> DPTConfig:
     )
 
 
-def glpn_config() -> GLPNConfig:
-    return GLPNConfig(
+def glpn_config() -> transformers.GLPNConfig:
+    return transformers.GLPNConfig(
         hidden_sizes=[32, 32, 64, 64],
         depths=[1, 1, 1, 1],
         num_attention_heads=[1, 1, 2, 2],
@@ -102,8 +89,8 @@ def glpn_config() -> GLPNConfig:
     )
 
 
-def zoedepth_config() -> ZoeDepthConfig:
-    backbone = BeitConfig(
+def zoedepth_config() -> transformers.ZoeDepthConfig:
+    backbone = transformers.BeitConfig(
         hidden_size=32,
         num_hidden_layers=4,
         num_attention_heads=2,
@@ -114,7 +101,7 @@ def zoedepth_config() -> ZoeDepthConfig:
         reshape_hidden_states=False,
         out_indices=[1, 2, 3, 4],
     )
-    return ZoeDepthConfig(
+    return transformers.ZoeDepthConfig(
         backbone_config=backbone,
         neck_hidden_sizes=[8, 8, 16, 16],
         fusion_hidden_size=16,
@@ -126,8 +113,8 @@ def zoedepth_config() -> ZoeDepthConfig:
     )
 
 
-def tipsv2_dpt_config() -> Tipsv2DptConfig:
-    backbone = Tipsv2VisionConfig(
+def tipsv2_dpt_config() -> transformers.Tipsv2DptConfig:
+    backbone = transformers.Tipsv2VisionConfig(
         hidden_size=32,
         num_hidden_layers=4,
         num_attention_heads=2,
@@ -137,7 +124,7 @@ def tipsv2_dpt_config() -> Tipsv2DptConfig:
         out_indices=[1, 2, 3, 4],
         reshape_hidden_states=False,
     )
-    return Tipsv2DptConfig(
+    return transformers.Tipsv2DptConfig(
         backbone_config=backbone,
         neck_hidden_sizes=[8, 8, 16, 16],
         fusion_hidden_size=16,
@@ -228,14 +215,14 @@ def apple_keys(layers: int) -> dict[str, list[str]]:
     return keys
 
 
-def make_network(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+def make_network(config: transformers.PreTrainedConfig, seed: int = 0) -> transformers.PreTrainedModel:
     """A network with random weights, tamed so that it behaves like a trained one.
 
     Its output depends on the input, stays clear of the last ReLU's zeros and of the sigmoid's ends, and does not
     amplify rounding errors; biases and layer scales are not the neutral ones of the initialisation.
     """
     torch.manual_seed(seed)
-    network = AutoModelForDepthEstimation.from_config(config)
+    network = transformers.AutoModelForDepthEstimation.from_config(config)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if parameter.ndim > 1:
@@ -258,7 +245,7 @@ def make_network(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     return network.eval()
 
 
-def save_checkpoint(folder: Path, config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+def save_checkpoint(folder: Path, config: transformers.PreTrainedConfig, seed: int = 0) -> transformers.PreTrainedModel:
     """Write ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` to a folder."""
     network = make_network(config, seed)
     network.save_pretrained(folder)
