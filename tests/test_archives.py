@@ -684,6 +684,17 @@ async def test_what_is_not_an_archive(server: Server, root: Path, body: bytes, w
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("start", ["PK\3\4", "PKabc", "BZh", "<html>", "{"])
+async def test_a_tar_whose_first_name_begins_as_another_file_does(
+    server: Server, folder: Path, root: Path, start: str
+) -> None:
+    data = tar_bytes({f"{start}.mp4": CLIPS[NAMES[0]], NAMES[1]: CLIPS[NAMES[1]]}, "w")
+    (folder / "x.tar").write_bytes(data)
+    members, errors = await read(server.url("x.tar"), root)
+    assert errors == []
+    assert [member.path.read_bytes() for member in members] == [CLIPS[name] for name in NAMES[:2]]
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 async def test_tars_one_behind_the_other(server: Server, folder: Path, root: Path, mode: str) -> None:
     parts = [tar_bytes({name: CLIPS[name]}, mode) for name in NAMES[:3]]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from kdepth.downloads.file_types import HEAD_BYTES
+from kdepth.downloads.file_types import HEAD_BYTES, archive_format
 from kdepth.downloads.growing_file import GrowingFile
 from kdepth.schema import VIDEO_SUFFIXES
 
@@ -80,13 +80,12 @@ def read_members(file: GrowingFile, passed_over: Counter[str]) -> Iterator[Entry
     Files without a video suffix (``passed_over`` counts them by suffix) and what macOS leaves beside files
     (``._name.mp4``) are passed over. Raises `READ_ERRORS` where it is damaged, or breaks a limit.
     """
-    head = file.peek(HEAD_BYTES)
-    if head.startswith(b"PK"):
+    kind = archive_format(file.peek(HEAD_BYTES))
+    if kind == "zip":
         file.wait_until_whole()
         members, position = _zip_members(file.path, file.size()), file.size
     else:
-        is_gzip = head.startswith(b"\x1f\x8b")
-        unzipped = gzip.GzipFile(fileobj=file, mode="rb") if is_gzip else file  # type: ignore[call-overload]
+        unzipped = gzip.GzipFile(fileobj=file, mode="rb") if kind == "gzip" else file  # type: ignore[call-overload]
         members, position = _tar_members(_TarStream(unzipped, file)), file.tell
     num_videos = 0
     for entry in members:

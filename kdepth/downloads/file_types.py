@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tarfile
+from typing import Literal
 
 from kdepth.schema import ARCHIVE_SUFFIXES
 
@@ -35,14 +37,23 @@ def not_a_video(head: bytes) -> str | None:
 
 def not_an_archive(head: bytes) -> str | None:
     """Say what is wrong with the first bytes of a file that is neither tar, gzip nor zip."""
-    if head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06")) or head == bytes(HEAD_BYTES):  # or an empty tar
+    if archive_format(head):
         return None
-    try:
+    what = _describe(head) or "something else"
+    return f"this is {what} with a broken header" if what == "a tar archive" else f"this is {what}, not an archive"
+
+
+def archive_format(head: bytes) -> Literal["tar", "gzip", "zip"] | None:
+    """Tell from its first 512 bytes which archive a file is, if it is one."""
+    with contextlib.suppress(tarfile.HeaderError):
+        # First: a tar begins with a name, which may be that of a clip whose id begins with PK.
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        what = _describe(head) or "something else"
-        return "this is a tar archive with a broken header" if "tar" in what else f"this is {what}, not an archive"
-    return None
+        return "tar"
+    if head == bytes(HEAD_BYTES):  # an empty one
+        return "tar"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    return "gzip" if head.startswith(b"\x1f\x8b") else None
 
 
 def _describe(head: bytes) -> str | None:
