@@ -394,8 +394,8 @@ def test_no_row_is_lost_or_doubled_with_a_worker(ray_cluster: None, tmp_path: Pa
 def test_rows_are_committed_while_no_other_comes(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "_LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(writer, "_COMMIT_SECONDS", 0.1)
+    monkeypatch.setattr(run, "COMMIT_SECONDS", 0.1)
+    monkeypatch.setattr(writer, "COMMIT_SECONDS", 0.1)
     seen = tmp_path / "seen"
 
     def waits(block: pa.Table) -> Iterator[pa.Table]:

@@ -87,7 +87,7 @@ def test_clips_with_two_contents_are_remembered(tmp_path: Path) -> None:
     writer.add(new_row(clip_id="c", status=FAILED, raw_sha256="1"))
     writer.add(new_row(clip_id="c", status=OK, raw_sha256="2"))
     writer.finish()
-    assert writer.other_content == ["a"]
+    assert list(writer.other_content) == ["a"]
     assert read_rows(tmp_path, ["raw_sha256"], "clip_id = 'a'")["raw_sha256"].to_pylist() == ["1"]
 
 

@@ -25,7 +25,7 @@ from kdepth.storage import Root
 # A commit costs about 15 ms and one small fragment, and lists all fragments; what is not committed is lost with the
 # driver.
 _COMMIT_ROWS = 512
-_COMMIT_SECONDS = 5.0
+COMMIT_SECONDS = 5.0
 # Old versions are for readers that have the dataset open, and for `open_dataset(root, as_of=...)`.
 _KEEP_VERSIONS = timedelta(days=1)
 # Files that no row names any more are for readers that opened the dataset before.
@@ -52,7 +52,7 @@ class ClipWriter:
         run: What to remember of the run from its first commit on (`ClipDataset.runs`); anything that JSON knows.
 
     Attributes:
-        other_content: Clips that this run had ok rows of that were made of other bytes; the first row was kept.
+        other_content: Clips (keys) that this run had ok rows of that were made of other bytes; the first row was kept.
 
     Raises:
         DatasetError: A column of the dataset has another type than ours, or one that a user added can't be null.
@@ -60,7 +60,7 @@ class ClipWriter:
 
     def __init__(self, root: str | Path, run_id: str, run: Mapping[str, Any] | None = None) -> None:
         self.root = Root(root)
-        self.other_content: list[str] = []
+        self.other_content: dict[str, None] = {}
         self._run_id, self._run = run_id, run or {}
         self._is_remembered = False
         self._buffer: dict[str, dict[str, Any]] = {}  # by clip_id
@@ -90,7 +90,7 @@ class ClipWriter:
             first = self._seen[clip_id]
             if first is not None:
                 if content not in (first, None):
-                    self._note_other_content(clip_id)
+                    self.other_content[clip_id] = None
                 return False
             if content is None:  # another source failed, too: this row names all that were tried
                 self._buffer[clip_id] = {**row, "run_id": self._run_id}
@@ -102,10 +102,6 @@ class ClipWriter:
         self._seen[clip_id] = content
         self._buffer[clip_id] = {**row, "run_id": self._run_id}
         return True
-
-    def _note_other_content(self, clip_id: str) -> None:
-        if clip_id not in self.other_content:
-            self.other_content.append(clip_id)
 
     def _keep_earlier(self) -> None:
         """Drop ok rows of clips that an earlier run made of another source, as they are asked for now."""
@@ -119,7 +115,7 @@ class ClipWriter:
             if is_other and all(row[name] == earlier[name] for name in _ASKED_COLUMNS):
                 del self._buffer[earlier["clip_id"]]
                 if row["raw_sha256"] != earlier["raw_sha256"]:
-                    self._note_other_content(row["clip_id"])
+                    self.other_content[row["clip_id"]] = None
 
     def missing(self, clip_ids: Iterable[str]) -> int:
         """How many of these this run has not had."""
@@ -151,7 +147,7 @@ class ClipWriter:
     def commit_if_due(self) -> None:
         """Commit if there are many rows, or if the last commit was long ago. Any thread may ask."""
         with self._lock:
-            is_due = len(self._buffer) >= _COMMIT_ROWS or time.monotonic() - self._last_commit >= _COMMIT_SECONDS
+            is_due = len(self._buffer) >= _COMMIT_ROWS or time.monotonic() - self._last_commit >= COMMIT_SECONDS
             if is_due and (self._buffer or self._spent):  # a commit of nothing would make the next row wait
                 self.commit()
 

@@ -1,4 +1,7 @@
-"""The families of depth models that kdepth knows, and what each one's output means: one more is one entry more."""
+"""The families of depth models that kdepth knows, and what each one's output means.
+
+One more is an entry here; `transformers_models` has the names of a network's last layers, which compute in float32.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def depth_kind_of(checkpoint: Checkpoint, asked: DepthKind | None) -> DepthKind:
         known = f"kdepth does not know what it gives; it knows {', '.join(_FAMILIES)}"
         raise DepthError(f"{name}: models of type {printable(repr(family), 100)} can't be used: {reason or known}")
     kind = _FAMILIES[family]
-    if family == "depth_anything":  # not by max_depth: relative checkpoints have one, too (1)
+    if family == "depth_anything":  # not by max_depth: relative checkpoints have one, too: 1
         kind = checkpoint.config.get("depth_estimation_type", "relative")
         if kind not in ("metric", "relative"):
             raise DepthError(f"{name}: unknown depth_estimation_type {printable(repr(kind), 100)} in its configuration")

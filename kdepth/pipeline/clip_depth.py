@@ -106,8 +106,8 @@ def estimate_clip_depth(
 
     Returns:
         The columns of the clip's row that this stage fills: ``depth_bytes``, ``depth_model``, ``depth_kind``,
-        ``depth_frames``, ``num_depth_frames``, ``frames``, ``depth_thumbnail``, ``flicker``, and of all
-        frames ``shots``.
+        ``depth_frames``, ``num_depth_frames``, ``frames``, ``depth_thumbnail``, ``flicker`` and
+        ``shots`` (None unless `frames` is "all").
 
     Raises:
         ValueError: `frames` is not one of the allowed values.

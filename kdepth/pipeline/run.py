@@ -22,7 +22,7 @@ from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
 from kdepth.dataset.table import read_rows
-from kdepth.dataset.writer import ClipWriter
+from kdepth.dataset.writer import COMMIT_SECONDS, ClipWriter
 from kdepth.errors import DatasetError, StorageError
 from kdepth.pipeline.cluster import what_is_missing
 from kdepth.pipeline.pending import PlanRecord
@@ -32,7 +32,6 @@ from kdepth.schema import FAILED, OK, SUPERSEDED
 from kdepth.storage import Root, source_key
 from kdepth.video.ffmpeg import ffmpeg_version
 
-_LOOK_SECONDS = 5.0  # after which rows are committed though no other comes
 _WAIT_SECONDS = 60.0  # without a row, before it is said what is waited for
 _RATE_SECONDS = 30.0  # over which the rate of downloads is taken
 
@@ -138,7 +137,8 @@ class _Run:
         if not self._keep_raw and row["download_started_at"]:
             spent, row["raw_path"] = row["raw_path"], None
         problem = self._record.damage.get(clip_id)
-        if not self.writer.add(row, replace=problem is not None, spent=spent):  # the earlier row is not true any more
+        # A row whose files are damaged is not true any more.
+        if not self.writer.add(row, replace=problem is not None, spent=spent):
             return False
         if problem is not None:
             report.damage[clip_id] = problem
@@ -170,7 +170,7 @@ class _Run:
         report.seconds = time.perf_counter() - self.started
         facts = {name: getattr(report, name) for name in ("num_ok", "num_failed", "num_depth_frames")}
         report.version = writer.finish({**facts, "seconds": round(report.seconds, 1)})
-        report.other_content = writer.other_content
+        report.other_content = list(writer.other_content)
         if self._failed:
             report.num_kept = writer.num_ok(self._failed)
         if self._annotated:
@@ -226,7 +226,7 @@ class _Progress:
 
     def _watch(self) -> None:
         said = self._last_row
-        while not self._stop.wait(_LOOK_SECONDS):
+        while not self._stop.wait(COMMIT_SECONDS):
             with contextlib.suppress(OSError):  # the next row's commit tells it
                 self._run.writer.commit_if_due()
             now = time.perf_counter()

@@ -49,7 +49,7 @@ _CLIPS_AT_ONCE_ON_GPU = 8
 _MAX_DOWNLOAD_TASKS = 1000  # each costs the driver a few milliseconds before anything starts
 # Ray Data takes 12 ms of CPU time for a block of one clip, and on two cores 20 to 44 ms until the next; in blocks of 16
 # it is 3 ms a clip. In a list that is this long for a core, 16 clips are a five-hundredth of the work; in others each
-# clip is a block, and is committed as soon as it is done.
+# clip is a block, and leaves for the driver as soon as it is done.
 _LONG_LIST_CLIPS_A_CPU = 8000
 _ROWS_A_BLOCK = 16
 # Keys in a Ray dataset's context: the Ray node that it was made for, and whether it can't begin without a GPU.

@@ -324,7 +324,7 @@ def transcode_row(row: Row, root: Root, *, height: int, **limits: Any) -> Row:
 
 def _transcoded(row: Row, root: Root, height: int, limits: Mapping[str, Any]) -> Row:
     cut = row["cut_start_seconds"], row["cut_end_seconds"]
-    key = key_of(row["raw_sha256"], height, *cut, encoding_of())  # a file that was encoded in another way is made anew
+    key = key_of(row["raw_sha256"], height, *cut, encoding_of())  # what a killed run encoded in another way is not used
     if name := root.find_made("360p", row["clip_id"], key):  # of a run that was killed before it could commit the row
         with root.reading(name) as path, contextlib.suppress(DamagedMediaError):  # a damaged one is made anew
             return _video_columns(name, path, video_info(path))

@@ -26,7 +26,7 @@ from kdepth.video.probe import MediaInfo, probe
 
 MAX_HEIGHT_PX = 2160
 _KEY_FRAME_INTERVAL = 48
-_MAX_SOUND_AFTER_SECONDS = 60.0  # the last picture
+_MAX_SOUND_AFTER_SECONDS = 60.0  # after the last picture
 _TIMEOUT_SECONDS, _MAX_TIMEOUT_SECONDS = 300.0, 3600.0
 _SLOWEST_PIXELS_PER_SECOND = 20e6  # one old core decoding 4K HEVC
 
@@ -189,7 +189,7 @@ class _Limits:
         self._check_rate(name, num_frames, media.duration_seconds or 0.0)
 
     def check_clip(self, source: Path, info: VideoInfo) -> None:
-        """Refuse the clip of a file that did not say how long it is. Another 0.5 s, as ends are rounded."""
+        """Refuse the clip of a file that did not say how long it is, with 0.5 s of tolerance: ends are rounded."""
         name = printable(source.name)
         self._check_rate(name, info.num_frames, info.duration_seconds)
         self._check_length(name, info.duration_seconds - 0.5)
@@ -295,7 +295,7 @@ def has_height(width_px: int, height_px: int, height: int) -> bool:
 
 
 def encoding_of(encoder: str = "auto") -> str:
-    """How `transcode_file` encodes on this machine: ``libx264 -preset veryfast -crf 20 -g 48``.
+    """How `transcode_file` encodes on this machine: the encoder and its options, as FFmpeg is given them.
 
     Args:
         encoder: As for `transcode_file`.
