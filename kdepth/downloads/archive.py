@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
-from kdepth.downloads.archive_members import READ_ERRORS, Entry, MemberError, read_members
+from kdepth.downloads.archive_formats import READ_ERRORS, Entry, MemberError, read_members
 from kdepth.downloads.growing_file import GrowingFile, RestartedError, StoppedError
 from kdepth.downloads.http import Limits, Transfer
 from kdepth.downloads.network import public_url
