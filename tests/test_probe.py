@@ -16,7 +16,7 @@ from kdepth.errors import DamagedMediaError, TranscodeError, TranscodeTimeoutErr
 from kdepth.video.probe import MediaInfo, probe
 from kdepth.video.transcode import transcode_file
 
-NUM_FUZZED = 60
+NUM_FUZZED = 40
 
 
 def test_probe(tmp_path: Path) -> None:
@@ -164,15 +164,15 @@ def test_no_text_of_a_file_reaches_the_command_line(tmp_path: Path, use_ffmpeg: 
     expected: dict[str, MediaInfo] = {}
     for number in range(NUM_FUZZED):
         suffix = ("mkv", "mp4", "avi", "mov")[number % 4]
-        texts = [random_text(rng) for _ in range(30)] if suffix in expected else []
+        texts = [random_text(rng) for _ in range(45)] if suffix in expected else []
         source = tmp_path / f"fuzzed.{suffix}"
         with av.open(str(plain)) as given, av.open(str(source), "w", options={"movflags": "use_metadata_tags"}) as made:
             streams = [made.add_stream_from_template(stream) for stream in given.streams]
             if texts:
-                made.metadata.update(title=texts[0], comment=texts[1], **dict.fromkeys(texts[6:20], texts[2]))
+                made.metadata.update(title=texts[0], comment=texts[1], **dict.fromkeys(texts[6:26], texts[2]))
                 for stream in streams:
                     stream.metadata.update(title=texts[3], handler_name=texts[4], language=texts[5])
-                    stream.metadata.update(dict.fromkeys(texts[20:], texts[5]))
+                    stream.metadata.update(dict.fromkeys(texts[26:], texts[5]))
             for packet in given.demux():
                 if packet.size:
                     packet.stream = streams[packet.stream_index]

@@ -321,7 +321,7 @@ def test_raw_files_need_not_be_kept(ray_cluster: None, sample_server: samples.Sa
     clips = kdepth.transcode(kdepth.download(sources, tmp_path, allow_private_hosts=True), tmp_path, keep_raw=False)
     (row,) = clips.take_all()
     assert (tmp_path / row["raw_path"]).exists()  # a worker that dies from here on has its clip transcoded again
-    run_pipeline(sources, tmp_path, frames="middle", keep_raw=False)
+    run_here(sources, tmp_path, frames="middle", keep_raw=False)
     assert list((tmp_path / "raw").iterdir()) == []
     assert kdepth.open_dataset(tmp_path).table(columns=["raw_path", "status"]).to_pylist() == [
         {"raw_path": None, "status": "ok"}

@@ -176,7 +176,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_space(
     ray_cluster: None, sample_server: samples.SampleServer, small_disk: Path
 ) -> None:
-    sources = kdepth.read_sources(sample_server.url_list, annotations=sample_server.annotations)
+    sources = kdepth.read_sources(sample_server.url_list, annotations=sample_server.annotations, limit=5)
     root = small_disk / "root"
     with pytest.raises(StorageError, match=r"no space left on device .* make space and run the same again"):
         run_pipeline(sources, root, frames="middle")
@@ -185,7 +185,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_space(
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     run_here(sources, root, frames="middle")
     ds = kdepth.open_dataset(root)
-    assert len(ds) >= 6
+    assert len(ds) == 5
     assert set(ds.table(columns=["status"])["status"].to_pylist()) == {"ok"}
     assert ds.verify().num_rows == 0
 
