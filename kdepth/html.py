@@ -7,7 +7,6 @@ import base64
 import re
 from collections.abc import Iterable, Mapping
 from html import escape
-from typing import Any
 
 import cv2
 import numpy as np
@@ -34,17 +33,23 @@ def card(title: object, facts: Mapping[str, object], *, html: Iterable[str] = ()
     return f"<div><b>{_text(title)}</b>{''.join(html)}<table>{lines}</table></div>"
 
 
+def coloured(inverse_depth: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
+    """Colour inverse depth ``(H, W)`` from `low` (dark) to `high` (bright): uint8 RGB ``(H, W, 3)``."""
+    level = ((inverse_depth - low) * np.float32(255 / (high - low))).clip(0, 255)
+    bgr = cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
 def rgb_and_depth(rgb: NDArray[np.uint8], *inverse_depth: NDArray[np.float32]) -> str:
     """Make an ``<img>`` of a frame ``(H, W, 3)`` beside depths of it, ``(H, W)`` each.
 
     Near is bright; the limits are the 1st and 99th percentile.
     """
-    pictures: list[NDArray[Any]] = [cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)]
+    pictures = [rgb]
     for one in inverse_depth:
         low, high = np.percentile(one[::4, ::4], (1, 99))
-        level = ((one - low) / max(high - low, 1e-6)).clip(0, 1) * 255
-        pictures.append(cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_INFERNO))
-    row = np.hstack(pictures)
+        pictures.append(coloured(one, low, max(high, low + 1e-6)))
+    row = cv2.cvtColor(np.hstack(pictures), cv2.COLOR_RGB2BGR)
     width = round(row.shape[1] * _PICTURE_HEIGHT / row.shape[0])
     # Twice as many pixels as are shown, for screens that have them.
     small = cv2.resize(row, (2 * width, 2 * _PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)

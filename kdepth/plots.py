@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import av
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from kdepth.dataset.clip import Clip
 from kdepth.errors import DatasetError
+from kdepth.html import coloured
 from kdepth.notebook.timeline import stage_load
 
 if TYPE_CHECKING:
@@ -146,7 +146,6 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
     low, high = clip_limits(clip)
     times = {frame["index"]: frame["time_seconds"] for frame in clip.row["frames"]}
     pts = -1
-    colours = (matplotlib.colormaps[_COLOUR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         rate = Fraction(len(times) / clip.row["duration_seconds"]).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "30", "preset": "veryfast"})
@@ -154,9 +153,8 @@ def depth_video(clip: Clip, path: str | Path, *, stable: bool = False) -> Path:
         stream.width, stream.height, stream.pix_fmt = 2 * clip.row["width"], clip.row["height"], "yuv420p"
         for index, rgb in enumerate(clip.frames()):
             if index in times:
-                level = (clip.inverse_depth(index, stable=stable) - low) / (high - low)
-                picture = np.hstack([rgb, colours[(level.clip(0, 1) * 255).astype(np.uint8)]])
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                depth = coloured(clip.inverse_depth(index, stable=stable), low, high)
+                frame = av.VideoFrame.from_ndarray(np.hstack([rgb, depth]), format="rgb24")
                 pts = max(round(90_000 * times[index]), pts + 1)
                 frame.pts, frame.time_base = pts, stream.time_base
                 container.mux(stream.encode(frame))
