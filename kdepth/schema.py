@@ -29,7 +29,7 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 
-# A further field would change the type of `frames`, which existing datasets refuse: a further column does not.
+# A further field would change the type of `frames`, which existing datasets refuse. A further column is fine.
 FRAME_STRUCT = pa.struct(
     [
         ("index", pa.int32()),  # of the frame in the 360p file, from 0

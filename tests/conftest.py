@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.suffix != ".ipynb")
 
 
-# A process of its own: a call into C++ that keeps Python's lock could wait for a server of this process for ever.
+# A process of its own: a call into C++ that keeps Python's lock would wait for ever for a server in this process.
 S3_SERVER = """
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
@@ -65,8 +65,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     """An S3 server on this machine: the environment that says where it is."""
     log = tmp_path_factory.mktemp("s3") / "log.txt"
     command = [sys.executable, "-c", S3_SERVER]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with log.open("wb") as errors, subprocess.Popen(command, text=True, stderr=errors, **pipes) as server:  # type: ignore[call-overload]
+    pipe = subprocess.PIPE
+    with log.open("wb") as errors, subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors) as server:
         yield {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{int(server.stdout.readline())}",
             "AWS_ACCESS_KEY_ID": "key",

@@ -82,9 +82,7 @@ def reference(
 
     But metres are kept within what the network gave: bicubic resizing overshoots.
     """
-    from transformers import AutoImageProcessor
-
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
     network = transformers.AutoModelForDepthEstimation.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
         outputs = network(**processor(images=list(frames), return_tensors="pt"))

@@ -37,8 +37,10 @@ from kdepth.video.transcode import has_height
 Row = dict[str, Any]
 
 # Of a committed row: what tells whether its depth is as asked for, and why it failed.
-_DEPTH_STATE_COLUMNS = ("depth_path", "depth_bytes", "depth_model", "depth_kind", "depth_frames")
-_STATE_COLUMNS = (*_DEPTH_STATE_COLUMNS, "failed_stage", "tried_sources")
+_STATE_COLUMNS = (
+    *("depth_path", "depth_bytes", "depth_model", "depth_kind", "depth_frames"),
+    *("failed_stage", "tried_sources"),
+)
 # What `pending` gives and `download` takes: of a clip's row what is known already and of use, and how to get the rest.
 PLAN_SCHEMA = pa.schema(
     [
